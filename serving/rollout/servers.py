@@ -44,7 +44,7 @@ class ArmServer:
     def __init__(
         self, arm: ServedArm, kind: ServerKind, config: ServingConfig, store: Path | None, log: Path, limit: float
     ) -> None:
-        self.arm, self.port = arm, free_ports(1)[0]
+        self.arm, self.store, self.port = arm, store, free_ports(1)[0]
         self._stop, self._ready = threading.Event(), threading.Event()
         self._problem: BaseException | None = None
         self._server: LocalServer | None = None
@@ -72,6 +72,11 @@ class ArmServer:
             raise self._problem
         if self._server is not None:
             self._server.check()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it could not start, or has ended by itself with an error."""
+        return self._problem is not None
 
     def stop(self) -> None:
         """Finish requests in progress and end. Returns at once; :meth:`join` waits."""
@@ -117,18 +122,20 @@ class ArmServers:
         self._config, self._kind, self._settings = config, kind, settings or {}
         self._limit, self._progress = start_limit, progress
         self._servers: dict[str, ArmServer] = {}
+        self._prepared: dict[str, ArmServer] = {}
+        self._ending: list[ArmServer] = []
         self._followed: LocalArms | None = None
         self._coverage: tuple[bytes, ...] = ()
         self._stack = ExitStack()
         self.gateway: Gateway | None = None
 
     def __enter__(self) -> ArmServers:
-        find_envoy()
-        self._stack.enter_context(sigterm_as_interrupt())
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"the arms of {self.folder} are served already: stop that process, or set another --work"
-        self._stack.enter_context(lock(self.folder / "servers.lock", name))
         try:
+            find_envoy()
+            self._stack.enter_context(sigterm_as_interrupt())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            name = f"the arms of {self.folder} are served already: stop that process, or set another --work"
+            self._stack.enter_context(lock(self.folder / "servers.lock", name))
             self.follow()
         except BaseException:
             self._close()
@@ -149,10 +156,20 @@ class ArmServers:
         """Ports of the servers by arm (``control``, ``EXPERIMENT/ARM``)."""
         return {name: server.port for name, server in self._servers.items()}
 
+    def prepare(self, *arms: ServedArm) -> None:
+        """Start the servers of arms that an experiment will soon have, beside the present control. Returns at once.
+
+        :meth:`follow` takes them over. Those that were prepared before and not taken over end.
+        """
+        current = read_arms(self.folder)
+        for server in self._prepared.values():
+            self._end(server)
+        self._prepared = {arm.name: self._start(arm, current) for arm in arms}
+
     def follow(self) -> bool:
         """Make servers and gateway what ``arms.json`` says. Returns whether anything changed.
 
-        New servers score before the gateway routes to them; old ones end after it has stopped.
+        New servers score before the gateway routes to them; old ones end after it has stopped. It does not wait for that.
 
         Raises:
             ServerError, BundleError, ExperimentError: a server or the gateway does not start, or the routes are refused.
@@ -163,10 +180,11 @@ class ArmServers:
             return coverage != self._coverage and self._follow_coverage(coverage)
         if not wanted.arms:
             raise ServerError(f"{self.folder} serves no arms: `thinktwice experiment start FILE` does")
+        self._join_ended()
         old = dict(self._servers)
         for arm in wanted.arms:
             if arm.name not in old or old[arm.name].arm != arm:
-                self._servers[arm.name] = self._start(arm, wanted)
+                self._servers[arm.name] = self._taken(arm, wanted) or self._start(arm, wanted)
         names = {arm.name for arm in wanted.arms}
         for name in set(self._servers) - names:
             del self._servers[name]
@@ -179,14 +197,13 @@ class ArmServers:
         except BaseException:
             for name, server in self._servers.items():
                 if old.get(name) is not server:
-                    server.stop()
+                    self._end(server)
             self._servers = old
             raise
         self._followed, self._coverage = wanted, coverage
         for name, server in old.items():
             if self._servers.get(name) is not server:
-                server.stop()
-                server.join()
+                self._end(server)
         return True
 
     def check(self) -> None:
@@ -222,6 +239,25 @@ class ArmServers:
         log.parent.mkdir(parents=True, exist_ok=True)
         return ArmServer(arm, self._kind, config, _store(arm, wanted), log, self._limit)
 
+    def _taken(self, arm: ServedArm, wanted: LocalArms) -> ArmServer | None:
+        """The prepared server of an arm; None if it is of another version, reads another store, or has failed."""
+        server = self._prepared.pop(arm.name, None)
+        if server is None or (server.arm == arm and server.store == _store(arm, wanted) and not server.failed):
+            return server
+        self._end(server)
+        return None
+
+    def _end(self, server: ArmServer) -> None:
+        """End a server that no route leads to."""
+        server.stop()
+        self._ending.append(server)
+
+    def _join_ended(self) -> None:
+        """Wait for the servers that are ending, before others take their memory."""
+        for server in self._ending:
+            server.join()
+        self._ending = []
+
     def _write_gateway(self, wanted: LocalArms) -> None:
         content = {
             "version": 1,
@@ -242,10 +278,9 @@ class ArmServers:
 
     def _close(self) -> None:
         self._stack.close()  # the gateway first: it finishes requests
-        for server in self._servers.values():
-            server.stop()
-        for server in self._servers.values():
-            server.join()
+        for server in (*self._servers.values(), *self._prepared.values()):
+            self._end(server)
+        self._join_ended()
 
 
 def reload_gateway(folder: Path) -> None:

@@ -53,7 +53,7 @@ class LocalRollout:
             return
         champion = require_champion(self._state, "--state or --work")
         version = version_named(self._state, champion.info.bundle_hash)
-        write_arms(self._folder, LocalArms(arms=(_served(CONTROL, version),)))
+        write_arms(self._folder, LocalArms(arms=(served_arm(CONTROL, version),)))
 
     def start(self, file: ExperimentFile) -> None:
         """Serve the arms.
@@ -67,10 +67,10 @@ class LocalRollout:
         check_together([*others, file])
         control, *treatments = self._versions(file)
         arms = {arm.name: arm for arm in current.arms}
-        arms[CONTROL] = _served(CONTROL, control)
+        arms[CONTROL] = served_arm(CONTROL, control)
         for arm, version in zip(file.treatments, treatments, strict=True):
             name = f"{file.name}/{arm.name}"
-            arms[name] = _served(name, version)
+            arms[name] = served_arm(name, version)
         self._write(file)
         names = tuple(dict.fromkeys((*current.experiments, file.name)))
         write_arms(self._folder, LocalArms(experiments=names, arms=tuple(arms.values())))
@@ -167,7 +167,8 @@ def write_arms(folder: Path, arms: LocalArms) -> None:
     write_json(folder / ARMS, arms.model_dump(mode="json"))
 
 
-def _served(name: str, version: Version) -> ServedArm:
+def served_arm(name: str, version: Version) -> ServedArm:
+    """A version on this machine as an arm of this name."""
     return ServedArm(
         name=name, model_version=version.model_version, bundle_hash=version.bundle_hash, where=str(version.folder)
     )
