@@ -49,6 +49,22 @@ class Visit:
     draw: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """A block of visits, as indices into the world's tables."""
+
+    user: np.ndarray  # [BLOCK]
+    item: np.ndarray  # [BLOCK, K]
+    site: np.ndarray
+    cookie: np.ndarray
+    device: np.ndarray
+    scenario: np.ndarray
+    slot: np.ndarray
+    load_z: np.ndarray
+    draw: np.ndarray  # [BLOCK, K]
+    truth: np.ndarray  # [BLOCK, K]
+
+
 class Traffic:
     """Visits to the world of a log.
 
@@ -58,18 +74,21 @@ class Traffic:
         hour: hour of the day, UTC.
         candidates: number of items in each visit.
         seed: of the visits.
+        fame: power of the users' fame: 1 as in the log, 0 for users who all come alike.
     """
 
-    def __init__(self, config: SimConfig, *, now: float, hour: int, candidates: int, seed: int) -> None:
+    def __init__(
+        self, config: SimConfig, *, now: float, hour: int, candidates: int, seed: int, fame: float = 1.0
+    ) -> None:
         world = make_world(config)
         self._scale: Scale = fit_scale(config, world)
         self._world = at_time(world, now)
         self._config, self._hour, self._candidates, self._seed = config, hour, candidates, seed
         age = now - world.item_birth
-        fame = np.where(age >= 0, world.item_fame * np.exp(-np.maximum(age, 0) / LIFE), 0.0)
-        self._items = np.flatnonzero(fame > 0)
-        self._log_fame = np.log(fame[self._items])
-        self._users = np.cumsum(np.where(world.user_birth <= now, world.user_fame, 0.0))
+        item_fame = np.where(age >= 0, world.item_fame * np.exp(-np.maximum(age, 0) / LIFE), 0.0)
+        self._items = np.flatnonzero(item_fame > 0)
+        self._log_fame = np.log(item_fame[self._items])
+        self._users = np.cumsum(np.where(world.user_birth <= now, world.user_fame**fame, 0.0))
         if len(self._items) < candidates:
             raise ValueError(f"the world has {len(self._items)} items, fewer than {candidates} candidates")
 
@@ -80,7 +99,13 @@ class Traffic:
             yield from self._block(number // BLOCK, number % BLOCK)
             number = (number // BLOCK + 1) * BLOCK
 
-    def _block(self, block: int, skip: int) -> Iterator[Visit]:
+    def truths(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The first ``number`` visits without their values: users [number], ``truth`` and ``draw`` [number, candidates]."""
+        blocks = [self._drawn(block) for block in range(-(-number // BLOCK))]
+        user, truth, draw = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("user", "truth", "draw"))
+        return user[:number].astype(np.int64).astype(str), truth[:number], draw[:number]
+
+    def _drawn(self, block: int) -> _Drawn:
         rng = np.random.default_rng([self._config.seed, 5, self._seed, block])
         world, k = self._world, self._candidates
         user = pick(self._users, (BLOCK,), rng)
@@ -96,22 +121,26 @@ class Traffic:
         draw = rng.random((BLOCK, k))
         users, *others = (np.repeat(a, k) for a in (user, site, device, slot, scenario, load_z))
         truth = self._truth(users, item.reshape(-1), *others).reshape(BLOCK, k)
+        return _Drawn(user, item, site, cookie, device, scenario, slot, load_z, draw, truth)
+
+    def _block(self, block: int, skip: int) -> Iterator[Visit]:
+        drawn = self._drawn(block)
         for i in range(skip, BLOCK):
             yield Visit(
                 number=block * BLOCK + i,
-                user=str(user[i]),
+                user=str(drawn.user[i]),
                 context={
-                    "site_id": str(site[i]),
-                    "cookie": str(cookie[i]),
-                    "device": DEVICES[device[i]],
-                    "slot": str(slot[i]),
-                    "scenario": SCENARIOS[scenario[i]],
-                    "load_ms": float(np.round(np.exp(6.0 + 0.5 * float(load_z[i])))),
+                    "site_id": str(drawn.site[i]),
+                    "cookie": str(drawn.cookie[i]),
+                    "device": DEVICES[drawn.device[i]],
+                    "slot": str(drawn.slot[i]),
+                    "scenario": SCENARIOS[drawn.scenario[i]],
+                    "load_ms": float(np.round(np.exp(6.0 + 0.5 * float(drawn.load_z[i])))),
                 },
-                candidates=tuple(map(str, item[i])),
-                values=tuple({**self._user_values(user[i]), **self._item_values(j)} for j in item[i]),
-                truth=tuple(truth[i].tolist()),
-                draw=tuple(draw[i].tolist()),
+                candidates=tuple(map(str, drawn.item[i])),
+                values=tuple({**self._user_values(drawn.user[i]), **self._item_values(j)} for j in drawn.item[i]),
+                truth=tuple(drawn.truth[i].tolist()),
+                draw=tuple(drawn.draw[i].tolist()),
             )
 
     def _user_values(self, user: int) -> dict[str, str]:
