@@ -23,6 +23,7 @@ from thinktwice.experiment.gateway_config import ARM, ENROLLED, EXPERIMENT, HOST
 from thinktwice.records.events import Click, Impression
 
 DEADLINE_MS = 2000.0
+CATCH_UP = 0.5  # seconds of missed visits that are made up for
 SEND_EVERY = 0.25  # seconds between two batches of events
 MOST_EVENTS = 5000  # in one batch
 
@@ -33,6 +34,7 @@ class CrowdPlan:
 
     Attributes:
         rate: visits per second, if the servers keep up.
+        quiet_rate: visits per second while no experiment runs: the machine then has time to start servers.
         shown: best items that a user sees of each answer.
         click_delay: seconds until a click, exponential, cut at ``click_within``.
         threads: connections.
@@ -40,11 +42,12 @@ class CrowdPlan:
     """
 
     rate: float = 80.0
+    quiet_rate: float = 10.0
     shown: int = 3
     click_delay: float = 0.4
     click_within: float = 2.0
     threads: int = 4
-    compare_every: int = 10
+    compare_every: int = 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ class Crowd:
         self._plan, self._url, self._events_url = plan, url, events
         self._visits: Iterator[Visit] = traffic.visits(first)
         self._lock, self._end = threading.Lock(), threading.Event()
-        self._sent, self._start = 0, time.monotonic()
+        self._sent, self._start, self._due = 0, time.monotonic(), 0.0
+        self._rate = min(plan.quiet_rate, plan.rate)
+        self._busy: tuple[int, float] = (0, 0.0)  # visits and seconds of all busy times that have ended
+        self._since: tuple[int, float] | None = None  # visits and time at the start of the present one
         self._queue: list[tuple[float, Impression | Click]] = []
         self._pairs: list[tuple[float, float]] = []
         self._arms: tuple[int, int] | None = None
@@ -92,7 +98,7 @@ class Crowd:
         self._threads.append(threading.Thread(target=self._send, daemon=True))
 
     def __enter__(self) -> Crowd:
-        self._start = time.monotonic()
+        self._start = self._due = time.monotonic()
         for thread in self._threads:
             thread.start()
         return self
@@ -113,11 +119,32 @@ class Crowd:
         """Visits per second so far."""
         return self.requests / max(time.monotonic() - self._start, 1e-9)
 
-    def measured_rate(self, seconds: float) -> float:
-        """Requests per second during the next ``seconds``, at least 1."""
-        before, start = self.requests, time.monotonic()
-        self._end.wait(seconds)
-        return max(1.0, (self.requests - before) / (time.monotonic() - start))
+    @property
+    def busy_rate(self) -> float:
+        """Visits per second while the crowd was busy, at least 1."""
+        with self._lock:
+            requests, seconds = self._busy
+            if self._since is not None:
+                requests, seconds = (
+                    requests + self.requests - self._since[0],
+                    seconds + time.monotonic() - self._since[1],
+                )
+        return max(1.0, requests / seconds) if seconds else 1.0
+
+    def be_busy(self) -> None:
+        """Visit at the full rate from now on."""
+        with self._lock:
+            self._rate = self._plan.rate
+            self._since = self._since or (self.requests, time.monotonic())
+
+    def be_quiet(self) -> None:
+        """Visit at the low rate from now on."""
+        with self._lock:
+            self._rate = min(self._plan.quiet_rate, self._plan.rate)
+            if self._since is not None:
+                requests, seconds = self._busy
+                self._busy = (requests + self.requests - self._since[0], seconds + time.monotonic() - self._since[1])
+            self._since = None
 
     def compare(self, control_port: int, treatment_port: int) -> None:
         """Measure the true effect from now on between the servers at these ports."""
@@ -142,7 +169,8 @@ class Crowd:
             while not self._end.is_set():
                 with self._lock:
                     visit = next(self._visits)
-                    due = self._start + self._sent / self._plan.rate
+                    # Visits that were missed while the servers were slow are not made up for.
+                    due = self._due = max(self._due + 1 / self._rate, time.monotonic() - CATCH_UP)
                     self._sent += 1
                 if self._end.wait(max(0.0, due - time.monotonic())):
                     return

@@ -36,12 +36,14 @@ class Place:
         records: folder of the records.
         rollout: folder of the local roll-out.
         events: event log of the feedback service.
+        clicks: folder of the tables of its clicks.
         window: within which clicks count.
     """
 
     records: Path
     rollout: Path
     events: Path
+    clicks: Path
     window: Window
     servers: ArmServers
     target: LocalRollout
@@ -73,11 +75,11 @@ def run_experiment(
         ThinktwiceError: a server, the gateway or a log failed.
     """
     start_experiment(place.records, file, place.target)
+    crowd.be_busy()
     treatment = file.treatments[0].name
     ports = place.servers.ports()
     crowd.compare(ports[CONTROL], ports[f"{file.name}/{treatment}"])
     path = place.records / file.name / RECORD
-    clicks = path.parent / "clicks"
     next_look = time.monotonic() + look
     while True:
         while time.monotonic() < next_look:
@@ -87,7 +89,7 @@ def run_experiment(
         state = state_of(read_lines(path))
         at = now() - timedelta(seconds=SETTLE)
         warm = {arm.name: 1 for arm in file.arms}
-        tables = write_clicks(place.events, clicks)
+        tables = write_clicks(place.events, place.clicks)
         evidence = collect(
             state,
             place.rollout,
@@ -101,14 +103,27 @@ def run_experiment(
         record = append_decision(path, state.file, evidence)
         decision = record.verdict.decision
         applied = ""
+        if decision.final:
+            crowd.be_quiet()
         if decision.action != "hold":
             change = apply_pending(place.records, file.name, place.target)
             applied = "" if change is None else change.effect
-        elif decision.status == "ready_for_review":
-            stop_experiment(place.records, file.name, place.target, "the horizon has passed without a decision")
+        elif reason := _end_without_decision(file, record):
+            crowd.be_quiet()
+            stop_experiment(place.records, file.name, place.target, reason)
             applied = "stop"
         seen = LookSeen(record, state_of(read_lines(path)), crowd.true_effect(), applied)
         on_look(seen)
         if seen.state.ended is not None:
             crowd.compare_nothing()
+            place.servers.follow()
             return seen
+
+
+def _end_without_decision(file: ExperimentFile, record: DecisionRecord) -> str:
+    """Why an experiment ends although nothing is decided; empty if it goes on."""
+    if record.verdict.decision.status == "ready_for_review":
+        return "the horizon has passed without a decision"
+    if file.horizon is not None and record.evidence.days >= file.horizon.days:
+        return "the time is over: " + record.verdict.decision.reasons[0]
+    return ""

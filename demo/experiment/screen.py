@@ -104,7 +104,7 @@ def lines_below(seen: LookSeen, file: ExperimentFile) -> list[Text]:
     """The effect beside the truth, the checks and the decision."""
     record, result = seen.record, seen.record.verdict.primary[0]
     decision, evidence = record.verdict.decision, record.evidence
-    horizon = file.horizon.days * 86_400 if file.horizon else 0.0
+    units, planned = sum(arm.units for arm in evidence.arms), file.horizon.units if file.horizon else None
     ratio = next((c for c in record.verdict.checks if c.name == "sample_ratio"), None)
     failed = [c.name.replace("_", " ") for c in record.verdict.checks if c.passed is False]
     action = decision.action.replace("_", " ") + (f" {decision.arm}" if decision.arm else "")
@@ -119,7 +119,9 @@ def lines_below(seen: LookSeen, file: ExperimentFile) -> list[Text]:
             f"  sample ratio  {'–' if ratio is None or ratio.value is None else f'p {ratio.value:.3f}'}"
             f"   guardrails  {guardrail_text(seen)}   checks  {', '.join(failed) if failed else 'all passed'}"
         ),
-        Text(f"  {evidence.days * 86_400:.0f} of {horizon:.0f} s, coverage {evidence.coverage:.0%}: "),
+        Text(
+            f"  {evidence.days * 86_400:.0f} s, {units:,} of at most {planned or 0:,} users, coverage {evidence.coverage:.0%}: "
+        ),
         Text(f"  → {action}{coverage}: {decision.reasons[0]}", style=style),
     ]
 

@@ -12,7 +12,7 @@ import yaml
 
 from thinktwice.data.simulator.config import SimConfig
 from thinktwice.data.simulator.source import reading_of
-from thinktwice.data.simulator.traffic import Traffic, Visit
+from thinktwice.data.simulator.traffic import Traffic
 from thinktwice.data.sources.registry import builtin_schema_text
 from thinktwice.files import atomic_file
 from thinktwice.parquet import write_table
@@ -24,15 +24,21 @@ LOG, SCHEMA = "log.parquet", "sim.yaml"
 
 @dataclass(frozen=True)
 class DemoWorld:
-    """Settings of the simulated log and of a visit."""
+    """Settings of the simulated log and of a visit.
+
+    Attributes:
+        fame: power of the users' fame in live traffic. As in the log, a few users would come again and again, and an experiment
+            would learn little from most of their visits.
+    """
 
     config: SimConfig
     candidates: int = 12
+    fame: float = 0.5
     feedback: tuple[str, str] = ("1s", "5s")  # until a click, and until a non-click, is known
 
     def traffic(self, seed: int) -> Traffic:
         """Visits at the end of the log."""
-        return Traffic(self.config, now=1.0, hour=23, candidates=self.candidates, seed=seed)
+        return Traffic(self.config, now=1.0, hour=23, candidates=self.candidates, seed=seed, fame=self.fame)
 
     def write_log(self, folder: Path) -> None:
         """Write the log and its schema. Times are shifted by whole hours, so that the log ends within the last hour."""
@@ -49,18 +55,12 @@ class DemoWorld:
         with atomic_file(folder / SCHEMA) as temporary:
             temporary.write_text(yaml.safe_dump(schema, sort_keys=False), encoding="utf-8")
 
-    def past_visits(self, number: int, shown: int, seed: int) -> tuple[list[Visit], np.ndarray]:
-        """Visits of the time before the experiment, and the clicks [number, candidates] of users who were shown random items.
+    def past_visits(self, number: int, shown: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Users of visits before the experiment, and the clicks [number, candidates] of these users, who were shown random items.
 
         For planning: the plan needs how often users come and how much their click rates differ.
         """
-        visits = []
-        for visit in self.traffic(seed).visits():
-            visits.append(visit)
-            if len(visits) == number:
-                break
-        truth = np.array([visit.truth for visit in visits])
-        draw = np.array([visit.draw for visit in visits])
+        users, truth, draw = self.traffic(seed).truths(number)
         clicks = draw < truth
         clicks[:, shown:] = False  # candidates are in random order
-        return visits, clicks
+        return users, clicks
