@@ -28,7 +28,9 @@ def test_a_slow_machine_plans_as_many_users(rate: float) -> None:
     assert planned.seconds == pytest.approx(file.horizon.looks * planned.look) and planned.look >= pace.look
     assert file.horizon.days * 86_400 == pytest.approx(PATIENCE * planned.seconds)
     assert file.alpha == file.guardrail_alpha == ALPHA and 2 <= file.minimum.units < planned.users
-    assert (last.power or 0) >= POWER - 1e-9
+    assert (
+        last.minimum_detectable <= pace.effect * planned.plan.lines[-1].baseline and planned.plan.wanted_power == POWER
+    )
 
 
 def test_an_effect_that_no_number_of_users_shows_is_refused() -> None:

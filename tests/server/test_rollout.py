@@ -33,7 +33,7 @@ from thinktwice.records.events import CLICK_COLUMNS
 from thinktwice.release.challenger import install_challenger, version_named, versions
 from thinktwice.release.champion import read_champion
 from thinktwice.release.rollout import change_coverage, start_experiment, stop_experiment
-from thinktwice.release.rollout_local import LocalRollout
+from thinktwice.release.rollout_local import LocalRollout, served_arm
 
 PAGE = Path(__file__).parents[2] / "docs" / "experiments.md"
 pytestmark = [pytest.mark.server]
@@ -58,8 +58,13 @@ def declared(name: str, control: str, treatment: str, **fields: object) -> Exper
     return ExperimentFile.model_validate(content)
 
 
-def test_the_whole_loop(state: Path, tmp_path: Path) -> None:
+def test_the_whole_loop(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_envoy()
+    started: list[str] = []
+    start = ArmServers._start
+    monkeypatch.setattr(
+        ArmServers, "_start", lambda self, arm, wanted: (started.append(arm.name), start(self, arm, wanted))[1]
+    )
     home, records = tmp_path / "state", tmp_path / "experiments"
     shutil.copytree(state, home, symlinks=True)
     champion = read_champion(home)
@@ -99,6 +104,12 @@ def test_the_whole_loop(state: Path, tmp_path: Path) -> None:
         begin = time.monotonic()
         stop_experiment(records, file.name, target)
         assert {served for _, served in arms_of(servers.url, 40)} == {"control"}, time.monotonic() - begin
+        following = declared("next", file.control.bundle, worse.bundle_hash[:12], coverage=1.0, ramp=[])
+        servers.prepare(served_arm("next/treatment", worse), served_arm("unused/treatment", worse))
+        start_experiment(records, following, target)
+        assert {served for _, served in arms_of(servers.url, 40)} == {"control", "treatment"}
+        assert set(servers.ports()) == {"control", "next/treatment"}
+        assert started.count("next/treatment") == 1, "the server that was started ahead is taken"
         assert read_champion(home) == champion  # a challenger never becomes the champion by itself
 
 
