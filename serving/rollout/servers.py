@@ -157,13 +157,14 @@ class ArmServers:
         return {name: server.port for name, server in self._servers.items()}
 
     def prepare(self, *arms: ServedArm) -> None:
-        """Start the servers of arms that an experiment will soon have, beside the present control. Returns at once.
+        """Start the servers of arms that an experiment will soon have, beside the present control. Waits only for servers that are ending.
 
         :meth:`follow` takes them over. Those that were prepared before and not taken over end.
         """
         current = read_arms(self.folder)
         for server in self._prepared.values():
             self._end(server)
+        self._join_ended()
         self._prepared = {arm.name: self._start(arm, current) for arm in arms}
 
     def follow(self) -> bool:
