@@ -165,7 +165,15 @@ def test_a_promotion_makes_a_challenger_the_champion_once(state: Path, tmp_path:
     target.promote(file, "treatment")
     now_champion = read_champion(home)
     assert now_champion is not None and now_champion.info.bundle_hash == version.bundle_hash
-    assert [arm.name for arm in target.status().arms] == ["control"]
+    (control,) = target.status().arms
+    assert control.name == "control" and Path(control.where) == now_champion.folder.resolve()
+    # The next experiment serves it from there, too: feedback updates the champion's store and not that of the challenger.
+    assert version_named(home, version.bundle_hash).folder == now_champion.folder.resolve()
+    following = declared("next", version.bundle_hash, champion.info.bundle_hash)
+    start_experiment(records, following, target)
+    assert next(arm for arm in target.status().arms if arm.name == "control") == control
+    same = declared("same", version.bundle_hash, version.bundle_hash, exclusive_group="g")
+    assert {Path(v.folder) for v in target._versions(same)} == {now_champion.folder.resolve()}
     assert len([v for v in versions(home) if v.bundle_hash == version.bundle_hash and v.challenger is None]) == 1
 
 

@@ -128,6 +128,8 @@ def versions(state_dir: Path | str) -> list[Version]:
 def version_named(state_dir: Path | str, name: str) -> Version:
     """The version of a model version, or of a bundle hash or its first 8 or more digits.
 
+    If the champion's bundle is also there as a challenger, that of the champion: its feature store is the one that is updated.
+
     Raises:
         BundleError: there is none, or several.
     """
@@ -145,7 +147,9 @@ def version_named(state_dir: Path | str, name: str) -> Version:
         )
     if len(hashes) > 1:
         raise BundleError(f"{name!r} names {len(hashes)} versions of {state_dir}: use more digits of the bundle hash")
-    return matches[-1]
+    champion = read_champion(state_dir)
+    served = None if champion is None else champion.folder.resolve()
+    return next((version for version in matches if version.folder == served), matches[-1])
 
 
 def promote(state_dir: Path | str, version: Version, *, store: Path | None = None) -> Champion:
