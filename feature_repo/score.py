@@ -1,9 +1,14 @@
-"""Batch scoring of a parquet file into another one: fetches features, uses bounded memory, writes atomically."""
+"""Batch scoring of a parquet file into another one: fetches features, scores batch by batch, writes atomically.
+
+The memory is bounded whatever the number of rows, except for a model that reads counters as of each row's time: the clean log is
+then counted once for all rows, and the columns of the log and of the rows that counters are computed from are in memory at once.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +24,7 @@ from feature_repo.store import open_store, read_info
 from thinktwice.data.evidence import Evidence
 from thinktwice.data.feature_tables import CLEAN_FILE, TableSpec, table_specs
 from thinktwice.data.instant.as_of import columns_of, evidence_as_of
-from thinktwice.data.instant.definition import definition_of
+from thinktwice.data.instant.definition import Definition, definition_of
 from thinktwice.data.point_in_time import with_columns
 from thinktwice.data.scoring_rows import as_table, event_times
 from thinktwice.errors import DataError, FeatureStoreError, SchemaError, reason
@@ -28,17 +33,25 @@ from thinktwice.parquet import open_parquet, parquet_writer
 from thinktwice.release.bundle import Bundle, load_bundle
 from thinktwice.release.feature_store import DATA
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, load_schema
-from thinktwice.schema.values import as_series, can_spell, spelled
-from thinktwice.scoring import COLUMNS, MAX_REQUEST_ROWS, Scores, request_starts, score_table
+from thinktwice.schema.values import can_spell, spelled
+from thinktwice.scoring import COLUMNS, MAX_REQUEST_ROWS, request_starts, score_table
 from thinktwice.validate.side_tables import read_clean
 
 FeaturesFrom = Literal["point-in-time", "online", "given"]
 BATCH_BYTES = 64_000_000  # approximate decoded size of the rows in memory
 BATCH_ROWS = 100_000
+SPOOL = "rows.arrows"  # rows with their features, while the log is counted
 OUT_TYPES = {"probability": pa.float64(), "uncertainty": pa.float64(), "num_paths": pa.int64()}
 
 Fetch = Callable[[pa.Table], pa.Table]
-Count = Callable[[pa.Table], Evidence]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Rows with their features, and their evidence."""
+
+    rows: pa.Table
+    evidence: Evidence
 
 
 @dataclass(frozen=True)
@@ -89,13 +102,19 @@ def score_file(
         if conflicts := [name for name in COLUMNS if name in file.schema_arrow.names]:
             raise DataError(f"{source} has a column {conflicts[0]!r}, which the scores would replace: rename it")
         fetch = _fetch(bundle, features, store_dir, stack)
-        count = _counting(bundle, features, clean_dir)
+        counted = _counted(file, source, bundle, fetch, features, clean_dir, stack)
         schema = pa.schema([*file.schema_arrow, *(pa.field(name, kind) for name, kind in OUT_TYPES.items())])
         total, done, escalated = file.metadata.num_rows, 0, 0
         temporary = stack.enter_context(atomic_file(out))
         writer = stack.enter_context(parquet_writer(temporary, schema, compression="zstd"))
         for rows in _batches(file, source, bundle, request):
-            scores = _score(bundle, rows, fetch, count, request, source, done)
+            with _located(source, done):
+                if counted is None:
+                    table, evidence = _looked_up(rows, bundle, fetch), None
+                else:
+                    part = slice(done, done + rows.num_rows)
+                    table, evidence = counted.rows.slice(done, rows.num_rows), counted.evidence.take(part)
+                scores = score_table(bundle, table, request=request, evidence=evidence)
             writer.write_table(with_columns(rows, scores.to_table()).cast(schema))
             done += len(scores)
             escalated += int((scores.num_paths > 1).sum())
@@ -115,15 +134,7 @@ def _open(source: Path) -> pq.ParquetFile:
 def _batches(file: pq.ParquetFile, source: Path, bundle: Bundle, request: str | None) -> Iterator[pa.Table]:
     """Tables of rows in order. The last request of a batch may continue in the next one, so it is kept for the next table."""
     pending: pa.Table | None = None
-    batches = file.iter_batches(batch_size=_batch_rows(bundle))
-    while True:
-        try:
-            batch = next(batches, None)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{source} cannot be read to its end ({reason(error)}): write the file again") from error
-        if batch is None:
-            break
-        table = pa.Table.from_batches([batch])
+    for table in _tables(file, source, bundle):
         if request is None:
             yield table
             continue
@@ -136,25 +147,36 @@ def _batches(file: pq.ParquetFile, source: Path, bundle: Bundle, request: str | 
         yield pending
 
 
+def _tables(file: pq.ParquetFile, source: Path, bundle: Bundle) -> Iterator[pa.Table]:
+    """Tables of at most :func:`_batch_rows` rows in order."""
+    batches = file.iter_batches(batch_size=_batch_rows(bundle))
+    while True:
+        try:
+            batch = next(batches, None)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{source} cannot be read to its end ({reason(error)}): write the file again") from error
+        if batch is None:
+            return
+        yield pa.Table.from_batches([batch])
+
+
 def _batch_rows(bundle: Bundle) -> int:
     fields = bundle.schema.model_fields_in_order()
     row_bytes = sum(64 + 16 * f.length + 16 * f.dim for f in fields)
     return max(2 * MAX_REQUEST_ROWS, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
 
 
-def _score(
-    bundle: Bundle,
-    rows: pa.Table,
-    fetch: Fetch | None,
-    count: Count | None,
-    request: str | None,
-    source: Path,
-    done: int,
-) -> Scores:
+def _looked_up(rows: pa.Table, bundle: Bundle, fetch: Fetch | None) -> pa.Table:
+    """Rows with the columns of their model."""
+    table = as_table(rows, bundle.schema, bundle.encoder)
+    return table if fetch is None else fetch(table)
+
+
+@contextmanager
+def _located(source: Path, done: int) -> Iterator[None]:
+    """Let errors of rows name their file and the row that the batch starts with."""
     try:
-        table = as_table(rows, bundle.schema, bundle.encoder)
-        table = table if fetch is None else fetch(table)
-        return score_table(bundle, table, request=request, evidence=None if count is None else count(table))
+        yield
     except (DataError, SchemaError) as error:
         location = f" (rows from {done} on)" if done else ""
         raise type(error)(f"{source}{location}: {error}") from error
@@ -188,10 +210,7 @@ def _fetch(bundle: Bundle, features: FeaturesFrom, store_dir: Path | str | None,
         )
 
     def fetch(table: pa.Table) -> pa.Table:
-        times = event_times(table, bundle.schema)
-        if times.null_count():
-            row = int(times.is_null().arg_true()[0])
-            raise DataError(f"row {row} has no time, and features are read as of a row's time: fill it in")
+        times = _times(table, bundle)
         rows = _keys(table, specs).append_column(EVENT_TIME, times.to_arrow().cast(pa.timestamp("us", "UTC")))
         ids = pa.array(np.char.mod("%016x", np.arange(len(times))).tolist(), pa.string())
         return with_columns(table, features_at(rows.append_column(ROW_ID, ids), folder, info, specs))
@@ -199,8 +218,24 @@ def _fetch(bundle: Bundle, features: FeaturesFrom, store_dir: Path | str | None,
     return fetch
 
 
-def _counting(bundle: Bundle, features: FeaturesFrom, clean_dir: Path | str | None) -> Count | None:
-    """Function that computes the counters of a table of rows; None if they are in the file, or the model reads none."""
+def _times(table: pa.Table, bundle: Bundle) -> pl.Series:
+    times = event_times(table, bundle.schema)
+    if times.null_count():
+        row = int(times.is_null().arg_true()[0])
+        raise DataError(f"row {row} has no time, and features are read as of a row's time: fill it in")
+    return times
+
+
+def _counted(
+    file: pq.ParquetFile,
+    source: Path,
+    bundle: Bundle,
+    fetch: Fetch | None,
+    features: FeaturesFrom,
+    clean_dir: Path | str | None,
+    stack: ExitStack,
+) -> Counted | None:
+    """All rows of a file and their evidence; None if their counters are in the file, or the model reads none."""
     if not bundle.reads_counters or features == "given":
         return None
     version = bundle.manifest.model_version
@@ -223,13 +258,44 @@ def _counting(bundle: Bundle, features: FeaturesFrom, clean_dir: Path | str | No
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path} cannot be counted ({reason(error)}): give the folder of a clean log") from error
 
-    def count(table: pa.Table) -> Evidence:
-        if absent := [name for name in columns_of(definition) if name not in table.column_names]:
-            raise SchemaError(f"the rows have no column {absent[0]!r}, which counters are computed from: add it")
-        rows = {name: as_series(table[name]) for name in columns_of(definition)}
-        return evidence_as_of(log, rows, event_times(table, bundle.schema), definition, bundle.encoder)
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thinktwice-evidence-")))
+    columns, times = _spooled(file, source, bundle, fetch, definition, scratch / SPOOL)
+    evidence = evidence_as_of(log, columns, times, definition, bundle.encoder, scratch)
+    return Counted(_mapped(scratch / SPOOL, stack), evidence)
 
-    return count
+
+def _spooled(
+    file: pq.ParquetFile, source: Path, bundle: Bundle, fetch: Fetch | None, definition: Definition, path: Path
+) -> tuple[dict[str, pl.Series], pl.Series]:
+    """Write all rows of a file with their features to ``path``; returns the columns that counters are computed from, spelled, and
+    the times of the rows."""
+    names, done = columns_of(definition), 0
+    columns: dict[str, list[pl.Series]] = {name: [pl.Series(dtype=pl.String)] for name in names}
+    times = [pl.Series(dtype=pl.Int64)]
+    writer: pa.RecordBatchStreamWriter | None = None
+    with path.open("wb") as sink, ExitStack() as stack:
+        for rows in _tables(file, source, bundle):
+            with _located(source, done):
+                table = _looked_up(rows, bundle, fetch)
+                if absent := [name for name in names if name not in table.column_names]:
+                    raise SchemaError(
+                        f"the rows have no column {absent[0]!r}, which counters are computed from: add it"
+                    )
+                times.append(_times(table, bundle))
+                for name in names:
+                    columns[name].append(spelled(table[name]).cast(pl.String))
+            if writer is None:
+                writer = stack.enter_context(pa.ipc.new_stream(sink, table.schema))
+            writer.write_table(table)
+            done += rows.num_rows
+    return {name: pl.concat(parts) for name, parts in columns.items()}, pl.concat(times)
+
+
+def _mapped(path: Path, stack: ExitStack) -> pa.Table:
+    """The rows that :func:`_spooled` wrote, read from disk as they are used."""
+    if path.stat().st_size == 0:
+        return pa.table({})
+    return stack.enter_context(pa.ipc.open_stream(stack.enter_context(pa.memory_map(str(path))))).read_all()
 
 
 def _keys(table: pa.Table, specs: tuple[TableSpec, ...]) -> pa.Table:

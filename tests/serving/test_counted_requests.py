@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 from prometheus_client import CollectorRegistry
 
+from feature_repo import score
 from feature_repo.score import score_file
 from serving.config import ServingConfig
 from serving.features.open_reader import FeatureConfig
@@ -24,10 +25,12 @@ from serving.scorer import Answer, Scorer, open_scorer
 from serving.service import Service
 from tests.data.instant.oracle import Row
 from tests.data.instant.oracle import counters as oracle
+from tests.feedback.stores import clean_table
 from tests.feedback.streams import SECOND
 from tests.serving.counted import LOG, NOW, SCHEMA, Counted, feed, make_counted, push
 from tests.test_docs import SCORE_COUNTED
 from thinktwice.data.evidence import Evidence
+from thinktwice.data.instant.as_of import evidence_as_of
 from thinktwice.data.instant.definition import definition_of
 from thinktwice.errors import DataError, FeatureStoreError, SchemaError
 from thinktwice.schema import SCHEMA_FILE
@@ -279,6 +282,46 @@ def test_a_file_is_scored_with_the_counters_of_its_instants(
             features="online",
             store_dir=counted.store,
         )
+
+
+def test_a_clean_log_is_counted_once_for_all_batches(
+    counted: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of any order and instant have the same scores, to the bit, in batches of any size."""
+    passes = []
+    monkeypatch.setattr(score, "evidence_as_of", lambda *rest: passes.append(1) or evidence_as_of(*rest))
+    asked = [row for row in LOG if row.user is not None]
+    np.random.default_rng(0).shuffle(asked)  # type: ignore[arg-type]
+    rows = clean_table(asked).select("user_id", "item_id", "event_time", "site")
+    rows.write_parquet(tmp_path / "rows.parquet")
+    scored, store = [], counted.store
+    for batch in (100_000, 50):
+        monkeypatch.setattr(score, "_batch_rows", lambda bundle, size=batch: size)
+        arguments = {"features": "point-in-time", "store_dir": store, "clean_dir": store.parent / "clean"}
+        score_file(tmp_path / "rows.parquet", tmp_path / "out.parquet", counted.bundles["retrieve"], **arguments)
+        scored.append(pl.read_parquet(tmp_path / "out.parquet"))
+    assert len(passes) == 2
+    assert scored[0].equals(scored[1])
+    assert scored[0].n_unique("probability") > 20 and (scored[0]["num_paths"] > 1).any()
+
+
+def test_a_batch_that_cannot_be_counted_is_named(
+    counted: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score, "_batch_rows", lambda bundle: 20)
+    rows = clean_table(LOG[:30]).select("user_id", "item_id", "event_time", "site")
+    at = pl.Series([None if n == 24 else t for n, t in enumerate(rows["event_time"])], dtype=rows["event_time"].dtype)
+    rows.with_columns(at.alias("event_time")).write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"\(rows from 20 on\): row 4 has no time"):
+        score_file(
+            tmp_path / "rows.parquet",
+            tmp_path / "out.parquet",
+            counted.bundles["corrected"],
+            features="point-in-time",
+            store_dir=counted.store,
+            clean_dir=counted.store.parent / "clean",
+        )
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_raw_rows_have_no_counters(counted: Counted, opened: list[Scorer]) -> None:

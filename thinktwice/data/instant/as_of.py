@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from thinktwice.data.encoder import Encoder
@@ -29,15 +30,23 @@ def columns_of(definition: Definition) -> tuple[str, ...]:
 
 
 def evidence_as_of(
-    log: pl.DataFrame, rows: Mapping[str, pl.Series], times: pl.Series, definition: Definition, encoder: Encoder
+    log: pl.DataFrame,
+    rows: Mapping[str, pl.Series],
+    times: pl.Series,
+    definition: Definition,
+    encoder: Encoder,
+    scratch: Path | None = None,
 ) -> Evidence:
     """The evidence of rows [R]: of each, the outcomes of the log that were known strictly before its instant.
+
+    The log is counted once, whatever the number of rows.
 
     Args:
         log: clean rows in any order, with ``event_time``, ``label`` and :func:`columns_of`.
         rows: the columns of the rows [R], by name.
         times: instants [R] of the rows, UTC microseconds.
         encoder: of the model that reads the evidence.
+        scratch: folder in which the counters are kept, in a file; None: in memory.
     """
     names = columns_of(definition)
 
@@ -67,10 +76,10 @@ def evidence_as_of(
     in_order = log_rows(lambda name: both[name], definition)
     in_order = replace(in_order, outcomes=both[_OUTCOME].to_numpy())
     position = both[_POSITION].to_numpy()
-    counters = np.empty((len(times), len(definition.names)), np.float32)
+    counters = _empty((len(times), len(definition.names)), scratch)
     start = 0
-    with tempfile.TemporaryDirectory(prefix="thinktwice-counters-") as scratch:
-        for block in log_counters(in_order, definition, Path(scratch)):
+    with tempfile.TemporaryDirectory(prefix="thinktwice-counters-") as folder:
+        for block in log_counters(in_order, definition, Path(folder)):
             part = position[start : start + len(block)]
             counters[part[part >= 0]] = block[part >= 0]
             start += len(block)
@@ -83,3 +92,10 @@ def evidence_as_of(
     first[position[is_row]], last[position[is_row]] = recent.start[is_row], recent.end[is_row]
     history = History(index[in_order.items[recent.outcomes]], in_order.clicked[recent.outcomes], first, last)
     return Evidence(counters, lambda: history)
+
+
+def _empty(shape: tuple[int, int], scratch: Path | None) -> npt.NDArray[np.float32]:
+    """An array to be filled, in a file of the folder ``scratch`` if one is given."""
+    if scratch is None or 0 in shape:  # an empty file cannot be mapped
+        return np.empty(shape, np.float32)
+    return np.lib.format.open_memmap(scratch / "counters.npy", mode="w+", dtype=np.float32, shape=shape)
