@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thinktwice.models.logit_network import HIDDEN, MAX_LOGIT, Network, logit_input, padded_rows
+from thinktwice.models.logit_network import HIDDEN, MAX_LOGIT, Network, logit_input
 
 WIDTH = 23
 
@@ -51,9 +51,6 @@ def test_a_row_has_the_same_bits_in_any_company(rows: int, seed: int, ordered: b
     with torch.inference_mode():
         assert np.array_equal(changes(x), expected)
     assert np.array_equal(changes(x, again), expected) or ordered  # after a restart
-    padded = np.zeros((padded_rows(rows), WIDTH), np.float32)
-    padded[:rows] = x
-    assert np.array_equal(changes(padded)[:rows], expected)
 
 
 def test_inputs_of_a_call_are_the_sum_of_its_parts() -> None:

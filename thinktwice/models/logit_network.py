@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from thinktwice.models.blocks import BASE_ROWS, ESCALATED_ROWS, FIXED, blocks_of, in_blocks, one_thread
+from thinktwice.models.blocks import BASE_ROWS, ESCALATED_ROWS, FIXED, in_blocks, one_thread
 
 Floats = npt.NDArray[np.float32]
 Forward = Callable[..., Tensor]
@@ -19,7 +20,8 @@ HIDDEN = (64, 32)
 NAMES = tuple(f"{kind}{layer}" for layer in range(len(HIDDEN) + 1) for kind in ("weight", "bias"))
 MAX_LOGIT = 8.0  # logits are clipped to this magnitude before they enter the network
 LOGIT_SCALE = 0.5
-BLOCK_SIZES = ((ESCALATED_ROWS, BASE_ROWS), FIXED)  # shapes of a call, the cheaper choice first
+STEP = 4
+SIZES = tuple(range(STEP, BASE_ROWS + 1, STEP))  # numbers of rows of a call
 PROBED_BLOCKS = 4  # blocks of random rows that check the kernels of this machine
 
 
@@ -44,20 +46,26 @@ class Network:
         are all 0: a row has the same bits with and without zeros."""
         if len(inputs) == 0 or self.is_zero:
             return np.zeros(len(inputs))
-        parts = [torch.from_numpy(np.ascontiguousarray(part)) for part in (inputs, rest) if part is not None]
-        forward = self._forward(inputs.shape[1])
+        return self.changes(*(np.ascontiguousarray(part) for part in (inputs, rest) if part is not None)).astype(
+            np.float64
+        )
+
+    def changes(self, *parts: Floats) -> Floats:
+        """Changes [n] float32 of the logits of n >= 1 rows with these contiguous inputs [n, F], followed by the remaining inputs [n, I
+        - F] unless they are all 0."""
+        forward, tensors = self._forward(parts[0].shape[1]), map(torch.from_numpy, parts)
         if torch.is_inference_mode_enabled() and torch.get_num_threads() == 1:  # within an engine
-            return np.asarray(forward(*parts).numpy().astype(np.float64))
+            return np.asarray(forward(*tensors).numpy())
         with torch.inference_mode(), one_thread():
-            return np.asarray(forward(*parts).numpy().astype(np.float64))
+            return np.asarray(forward(*tensors).numpy())
 
     def _forward(self, first: int) -> Forward:
-        """The computation for rows whose first ``first`` inputs are given separately: matrix products in blocks of the first
-        set of shapes that gives a row the same bits in every block on this machine. If even a single shape gives different bits
-        at different positions: sums in a fixed order, which are thirty times slower."""
+        """The computation for rows whose first ``first`` inputs are given separately: matrix products in blocks of the sizes that
+        give a row the same bits on this machine. If even blocks of one size give different bits at different positions: sums in
+        a fixed order, which are thirty times slower."""
         if first not in self._forwards:
             with torch.inference_mode(), one_thread():
-                candidates = (partial(self._in_blocks, sizes=sizes) for sizes in BLOCK_SIZES)
+                candidates = (partial(self._in_blocks, sizes=sizes) for sizes in (_sizes(self.width, first), FIXED))
                 self._forwards[first] = next((f for f in candidates if self.same_bits(f, first)), self._in_order)
         return self._forwards[first]
 
@@ -72,7 +80,7 @@ class Network:
         A kernel's order of summation depends on shapes and positions and not on the numbers, so random rows are a sufficient
         test.
         """
-        rows = torch.randn(PROBED_BLOCKS * BASE_ROWS, self.width, generator=torch.Generator().manual_seed(0))
+        rows = _random_rows(self.width)
 
         def computed(part: Tensor) -> Tensor:
             return forward(part[:, :first].contiguous(), part[:, first:].contiguous())
@@ -117,9 +125,41 @@ class Network:
         return x[:, 0]
 
 
+@lru_cache
+def _sizes(width: int, first: int) -> tuple[int, ...]:
+    """Those of :data:`SIZES` whose products give a row of a network the same bits as those of the largest blocks.
+
+    Bits depend on the machine and on the numbers of inputs, and not on the weights.
+    """
+    network, rows = _random_network(width), _random_rows(width)
+    rows = torch.cat([rows, rows.roll(61, 0)])
+    ahead, rest = rows[:, :first].contiguous(), rows[:, first:].contiguous()
+    expected = [network._in_blocks(*parts, sizes=FIXED) for parts in ((ahead, rest), (ahead,))]
+
+    def same(size: int) -> bool:
+        number = len(rows) // size * size
+        return all(
+            torch.equal(network._in_blocks(*(part[:number] for part in parts), sizes=(size,)), out[:number])
+            for parts, out in zip(((ahead, rest), (ahead,)), expected, strict=True)
+        )
+
+    return tuple(size for size in SIZES if size in FIXED or same(size))
+
+
+def _random_network(width: int) -> Network:
+    generator, widths = torch.Generator().manual_seed(1), (width, *HIDDEN, 1)
+    shapes = [shape for rows, columns in pairwise(widths) for shape in ((rows, columns), (columns,))]
+    return Network(tuple(torch.randn(shape, generator=generator).numpy() for shape in shapes))
+
+
+def _random_rows(width: int) -> Tensor:
+    """Inputs of blocks of rows, to check the kernels of this machine with."""
+    return torch.randn(PROBED_BLOCKS * BASE_ROWS, width, generator=torch.Generator().manual_seed(0))
+
+
 def padded_rows(rows: int) -> int:
-    """Rows of the blocks that ``rows`` rows are computed in: inputs of so many rows, the last ones 0, are not copied."""
-    return sum(size for _, size in blocks_of(rows, BLOCK_SIZES[0]))
+    """The next number of rows that a call computes: inputs of so many rows, the last ones 0, are not copied."""
+    return -(-rows // STEP) * STEP
 
 
 def logit_input(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from thinktwice.errors import BundleError, DataError
-from thinktwice.models.logit_network import Floats, Network, logit_input, padded_rows
+from thinktwice.models.logit_network import LOGIT_SCALE, MAX_LOGIT, Floats, Network, padded_rows
 from thinktwice.testtime.evidence.arrays import read_network, write_network
 
 CORRECTION_FILE = "correction.safetensors"
 CLIP = 4.0  # standard deviations
 Logits = npt.NDArray[np.float64]
 Unknown = npt.NDArray[np.bool_]
-_ALL = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,18 +33,27 @@ class Standard:
 
     def __call__(self, values: Floats) -> Floats:
         """Values [n, C] in standard deviations from their means, clipped at 4; unknown is 0."""
-        out = np.empty_like(values)
-        self.write(values, np.isnan(values), out)
-        return out
-
-    def write(self, values: Floats, unknown: Unknown | None, out: Floats) -> None:
-        """Like a call, into ``out`` [n, C]; ``unknown`` [n, C] marks the unknown values, None if there are none."""
-        low, high = self._bounds
-        np.minimum(np.maximum(values, low, out=out), high, out=out)
+        out = np.minimum(np.maximum(values, self._bounds[0]), self._bounds[1])
         out -= self.means
         out /= self.sds
-        if unknown is not None:
-            np.copyto(out, 0, where=unknown)
+        np.copyto(out, 0, where=np.isnan(values))
+        return out
+
+    def write(self, logit: Logits, values: Floats, out: Floats) -> None:
+        """Write logits [n] as they enter a network, and values [n, C] in standard deviations, into the first columns of ``out``
+        [m, at least 1 + C]; what follows row n is set to 0, and NaN stays NaN."""
+        low, high, means, sds = self._with_logit
+        rows, width = values.shape
+        out[rows:] = 0
+        out[:rows, 0], out[:rows, 1 : 1 + width] = logit, values
+        torch.from_numpy(out[:rows, : 1 + width]).clamp_(low, high).sub_(means).div_(sds)
+
+    @cached_property
+    def _with_logit(self) -> tuple[Tensor, ...]:
+        """Bounds, means and standard deviations [1 + C], those of a logit first."""
+        ends = (-MAX_LOGIT, MAX_LOGIT, 0.0, 1 / LOGIT_SCALE)
+        parts = (*self._bounds, self.means, self.sds)
+        return tuple(torch.from_numpy(np.r_[np.float32(e), p]) for e, p in zip(ends, parts, strict=True))
 
     @cached_property
     def _bounds(self) -> tuple[Floats, Floats]:
@@ -87,7 +97,7 @@ class CounterInputs:
     """Inputs of n rows to the networks that read counters.
 
     Attributes:
-        first: [m, 1 + C] logits and standardised counters, m >= n rows as the blocks of a network have them; 0 after row n.
+        first: [m, 1 + C] logits and standardised counters, m >= n rows as a network computes them; 0 after row n.
         unknown: [n, C] marks of the unknown counters; None if every one is known.
         known: [n] rows with at least one known counter.
     """
@@ -106,9 +116,9 @@ class CounterInputs:
         width, rows = len(standard.means), len(counters)
         unknown = unknown_values(counters, width)
         first = np.empty((padded_rows(rows), 1 + width), np.float32)
-        first[rows:] = 0
-        first[:rows, 0] = logit_input(logit)
-        standard.write(counters, unknown, first[:rows, 1:])
+        standard.write(logit, counters, first)
+        if unknown is not None:
+            np.copyto(first[:rows, 1:], 0, where=unknown)
         return CounterInputs(first, unknown, CounterInputs.rows_of(unknown, rows, width))
 
     @staticmethod
@@ -118,13 +128,16 @@ class CounterInputs:
     def __len__(self) -> int:
         return len(self.known)
 
-    def indicators(self, rows: slice | npt.NDArray[np.int64] = _ALL) -> Floats | None:
-        """Indicators of the unknown counters of some rows, padded like :attr:`first`; None if all of theirs are known."""
-        if self.unknown is None or not (unknown := self.unknown[rows]).any():
-            return None
+    def indicators(self, rows: npt.NDArray[np.int64] | None = None) -> tuple[Floats, ...]:
+        """Indicators of the unknown counters of all or some rows, padded like :attr:`first`; none if all of theirs are known."""
+        if self.unknown is None:
+            return ()
+        unknown = self.unknown if rows is None else self.unknown[rows]
+        if not unknown.any():
+            return ()
         out = np.zeros((padded_rows(len(unknown)), unknown.shape[1]), np.float32)
         out[: len(unknown)] = unknown
-        return out
+        return (out,)
 
     @property
     def joined(self) -> Floats:
@@ -158,9 +171,11 @@ class CorrectionNetwork:
         """Corrected logits [n]."""
         return logit + self.changes(CounterInputs.of(self.standard, logit, counters))
 
-    def changes(self, inputs: CounterInputs) -> Logits:
-        """Changes [n] of the logits of rows with these inputs."""
-        return self.network(inputs.first, inputs.indicators())[: len(inputs)]
+    def changes(self, inputs: CounterInputs) -> Floats:
+        """Changes [n] float32 of the logits of rows with these inputs."""
+        if len(inputs) == 0 or self.is_zero:
+            return np.zeros(len(inputs), np.float32)
+        return self.network.changes(inputs.first, *inputs.indicators())[: len(inputs)]
 
     @property
     def is_zero(self) -> bool:
