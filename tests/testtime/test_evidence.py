@@ -185,6 +185,40 @@ def test_retrieved_features_against_a_loop(big: wide.Wide) -> None:
         np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-5)
 
 
+@settings(max_examples=60, deadline=None)
+@given(outcomes=st.integers(0, 300), rows=st.integers(1, 9), shared=st.booleans(), seed=st.integers(0, 2**31))
+def test_retrieved_features_of_any_history_against_a_loop(outcomes: int, rows: int, shared: bool, seed: int) -> None:
+    """Items seen repeatedly, unknown items, more outcomes than are read, negative weights, padding, and rows of several users."""
+    rng, number = np.random.default_rng(seed), 14
+    ids = np.stack([rng.permutation(number)[:6] for _ in range(number)]).astype(np.int32)
+    weights = np.where(ids > 0, rng.normal(size=ids.shape), 0).astype(np.float16)
+    near = Neighbours(ids, weights, rng.random(number).astype(np.float32))
+    items, clicked = rng.integers(0, number, outcomes).astype(np.int32), rng.random(outcomes) < 0.5
+    start = np.sort(rng.integers(0, outcomes + 1, (2, rows)), axis=0).astype(np.int32)
+    seen = History.of_user(items, clicked, rows) if shared else History(items, clicked, *start)
+    candidates = rng.integers(0, number, rows)
+    found, has = near.features(candidates, seen)
+    for row, item in enumerate(candidates.tolist()):
+        latest = range(max(int(seen.start[row]), int(seen.end[row]) - MAX_OUTCOMES), int(seen.end[row]))
+        known = [(int(items[k]), float(clicked[k]) - float(near.rates[items[k]])) for k in latest if items[k] > 0]
+        assert has[row] == bool(known)
+        sums = [0.0] * 4  # residuals, outcomes, residuals of the latest outcomes, distinct items
+        for weight, neighbour in zip(weights[item].astype(float), ids[item].tolist(), strict=True):
+            matched = [(place, residual) for place, (i, residual) in enumerate(known) if i == neighbour]
+            sums[0] += weight * sum(r for _, r in matched)
+            sums[1] += abs(weight) * len(matched)
+            sums[2] += weight * sum(r for place, r in matched if place >= len(known) - 20)
+            sums[3] += bool(matched)
+        own = [residual for i, residual in known if i == item]
+        expected = [sums[0], sums[0] / (sums[1] + 0.5), sums[1], sums[2], np.log1p(sums[3]), sum(own)]
+        expected += [np.log1p(len(own)), np.log1p(len(known))]
+        np.testing.assert_allclose(found[row], expected if known else np.zeros(8), rtol=1e-4, atol=1e-4)
+    order = rng.permutation(rows)
+    again, _ = near.features(candidates[order], seen.take(order))
+    assert np.array_equal(again, found[order])
+    assert not near._slots.any()
+
+
 HOSTILE = {
     "more rows": np.zeros((ROWS + 1, COUNTERS), np.float32),
     "fewer rows": np.zeros((0, COUNTERS), np.float32),

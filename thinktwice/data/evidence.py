@@ -38,6 +38,8 @@ class History:
 
     def take(self, rows: Rows) -> History:
         """The outcomes of the rows at ``rows``."""
+        if self.of_one_user and not isinstance(rows, slice):
+            rows = slice(0, len(rows))  # all ranges are the same one
         return History(self.items, self.clicked, self.start[rows], self.end[rows], self.of_one_user)
 
 

@@ -85,6 +85,8 @@ class Engine:
         self.calibration = config.calibration or calibration or Calibration()
         self.corrected_calibration = (config.correction and config.correction.calibration) or self.calibration
         self.explored_calibration = (look and look.calibration) or self.corrected_calibration
+        opinion = None if look is None else look.opinion
+        self._item_column = model.fields.columns.index(opinion.item_field) if isinstance(opinion, Retrieve) else -1
         self._members = tuple(m.eval() for m in self.extras.members[: 0 if look is None else look.opinion.num_members])
         with torch.inference_mode(), one_thread():
             self.backend = make_backend(model, self._gated(model), model.fill().detach())
@@ -234,7 +236,7 @@ class Engine:
             return found(first, selection.signal)
         if isinstance(look.opinion, Retrieve):
             capped_rows[selected] = False
-            z = self._retrieved(look.opinion, batch, selected, first, inputs, evidence, num_paths)
+            z = self._retrieved(ids[selected, self._item_column], selected, first, inputs, evidence, num_paths)
             return found(z, selection.signal)
         depth = trigger.depth(selection.signal)
         kept = np.ones(r.shape, bool) if kept is None else kept
@@ -296,17 +298,16 @@ class Engine:
 
     def _retrieved(
         self,
-        opinion: Retrieve,
-        batch: Batch,
+        items: np.ndarray,
         chosen: np.ndarray,
         first: np.ndarray,
         inputs: CounterInputs | None,
         evidence: Evidence | None,
         num_paths: np.ndarray,
     ) -> np.ndarray:
-        """Logits [B] with retrieved outcomes for the rows ``chosen`` [U], whose passes are added to ``num_paths`` [B]."""
+        """Logits [B] with retrieved outcomes for the rows ``chosen`` [U] of these ``items`` [U]; their passes are added to
+        ``num_paths`` [B]."""
         assert self.extras.retrieval is not None and inputs is not None and evidence is not None
-        items = batch.ids[:, self.model.fields.columns.index(opinion.item_field)].numpy()[chosen]
         history = evidence.history_of(chosen)
         answer = retrieve.answer(first[chosen], items, inputs, chosen, history, self.extras.retrieval)
         z = first.copy()

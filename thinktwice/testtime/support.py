@@ -19,5 +19,5 @@ def missing_support(r: np.ndarray, maskable_fields: np.ndarray, importance: tupl
 
 def entropy(p: np.ndarray) -> np.ndarray:
     """Binary entropy of probabilities p [B] in bits."""
-    q = np.clip(p, 1e-12, 1 - 1e-12)
+    q = np.minimum(np.maximum(p, 1e-12), 1 - 1e-12)  # np.clip takes twice as long
     return -(q * np.log2(q) + (1 - q) * np.log2(1 - q))

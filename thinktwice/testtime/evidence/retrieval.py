@@ -7,6 +7,7 @@ Shapes: I items (0 is the unknown one), N neighbours, n rows, K outcomes.
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors.numpy import save_file
 
 from thinktwice.data.evidence import History
 from thinktwice.errors import BundleError, DataError
 from thinktwice.files import atomic_file
 from thinktwice.mapped import map_tensors
-from thinktwice.models.logit_network import Floats, Network, logit_input, padded_rows
+from thinktwice.models.logit_network import Floats, Network, padded_rows
 from thinktwice.testtime.evidence.arrays import read_network, write_network
 from thinktwice.testtime.evidence.correction import CounterInputs, Logits, Standard, counter_inputs
 
@@ -47,51 +49,54 @@ class Neighbours:
             DataError: the history does not fit the rows, or names an item that the model does not know.
         """
         _check_history(history, len(items), len(self.rates))
-        out = np.zeros((len(items), NUM_FEATURES), np.float32)
-        has_outcome = np.zeros(len(items), bool)
+        if len(items) and _is_shared(history):
+            seen, clicked = _latest(history, int(history.start[0]), int(history.end[0]))
+            if len(seen) == 0:
+                return np.zeros((len(items), NUM_FEATURES), np.float32), np.zeros(len(items), bool)
+            return self._of_user(items, seen, clicked), np.ones(len(items), bool)
+        out, has_outcome = np.zeros((len(items), NUM_FEATURES), np.float32), np.zeros(len(items), bool)
         for rows, start, end in _users(history):
-            start = max(start, end - MAX_OUTCOMES)
-            known = history.items[start:end] > 0
-            if not known.any():
-                continue
-            out[rows] = self._of_user(items[rows], history.items[start:end][known], history.clicked[start:end][known])
-            has_outcome[rows] = True
+            seen, clicked = _latest(history, start, end)
+            if len(seen):
+                out[rows] = self._of_user(items[rows], seen, clicked)
+                has_outcome[rows] = True
         return out, has_outcome
 
     def _of_user(
         self, items: npt.NDArray[np.int64], seen: npt.NDArray[np.int32], clicked: npt.NDArray[np.bool_]
     ) -> Floats:
-        slots, size = self._slots, len(seen) + 1
+        slots, size, (number, width) = self._slots, len(seen) + 1, (len(items), self.ids.shape[1])
         try:
-            slots[seen] = np.arange(1, size, dtype=np.int32)  # the last outcome of an item gives it its slot
-            slot, near, candidate = slots[seen], slots.take(self.ids.take(items, axis=0)), slots[items]
+            slots[seen] = np.arange(1, size, dtype=np.uint8)  # the last outcome of an item gives it its slot
+            slot, near, candidate = slots.take(seen), slots.take(self.ids.take(items, axis=0)), slots.take(items)
         finally:
             slots[seen] = 0
-        residual = clicked - self.rates[seen]
-        of_slot = np.bincount(slot, residual, size), np.bincount(slot[-LATEST:], residual[-LATEST:], size)
-        outcomes = np.bincount(slot, minlength=size)
+        residual = clicked - self.rates.take(seen)
+        of_slot: npt.NDArray[np.float32] = np.empty((2, size, 3), np.float32)  # for positive and negative weights
+        of_slot[:, :, 0] = np.bincount(slot, residual, size)
+        of_slot[:, :, 1] = np.bincount(slot[-LATEST:], residual[-LATEST:], size)
+        of_slot[:, :, 2] = np.bincount(slot, minlength=size)
+        of_slot[1, :, :2] *= -1
         # Few neighbours have an outcome. Sums run over the neighbours in their order, so a row has the same bits in any request.
-        place = np.flatnonzero(near)
-        row, near = place // near.shape[1], near.reshape(-1)[place]
-        weight = self.weights.reshape(-1)[place + ((items - np.arange(len(items))) * self.weights.shape[1])[row]]
-        weight = weight.astype(np.float64)
-        total, latest = (np.bincount(row, weight * part[near], len(items)) for part in of_slot)
-        support = np.bincount(row, np.abs(weight) * outcomes[near], len(items))
-        own = outcomes[candidate]
-        out = np.empty((len(items), NUM_FEATURES), np.float32)
-        out[:, 0], out[:, 1], out[:, 2], out[:, 3] = total, total / (support + 0.5), support, latest
-        out[:, 4] = np.log1p(np.bincount(row, minlength=len(items)))
-        out[:, 5], out[:, 6] = of_slot[0][candidate], np.log1p(own)
-        out[:, 7] = np.log1p(len(seen))
+        place = np.flatnonzero(near.astype(bool))
+        starts = place.searchsorted(np.arange(0, (number + 1) * width, width))
+        weight = self.weights.take(items, axis=0).reshape(-1).take(place).astype(np.float32)
+        index = near.reshape(-1).take(place) + (weight < 0) * np.int32(size)
+        sums = _sums(of_slot.reshape(-1, 3), index, starts[:-1], np.abs(weight))
+        own = of_slot[0].take(candidate, axis=0)
+        out = np.empty((number, NUM_FEATURES), np.float32)
+        out[:, 0], out[:, 1] = sums[:, 0], sums[:, 0] / (sums[:, 2] + np.float32(0.5))
+        out[:, 2], out[:, 3], out[:, 4] = sums[:, 2], sums[:, 1], np.log1p(starts[1:] - starts[:-1])
+        out[:, 5], out[:, 6], out[:, 7] = own[:, 0], np.log1p(own[:, 2]), math.log1p(len(seen))
         return out
 
     @property
-    def _slots(self) -> npt.NDArray[np.int32]:
+    def _slots(self) -> npt.NDArray[np.uint8]:
         """[I] zeros: the slot of an item among a user's outcomes. Kept by each thread, because making it takes longer than using
         it for a large catalogue."""
-        slots: npt.NDArray[np.int32] | None = getattr(self._of_thread, "slots", None)
+        slots: npt.NDArray[np.uint8] | None = getattr(self._of_thread, "slots", None)
         if slots is None:
-            slots = self._of_thread.slots = np.zeros(len(self.rates), np.int32)
+            slots = self._of_thread.slots = np.zeros(len(self.rates), np.uint8)
         return slots
 
     @cached_property
@@ -142,23 +147,23 @@ class Retrieval:
     standard: Standard
     network: Network
 
-    def changes(self, first: Logits, inputs: CounterInputs, rows: npt.NDArray[np.int64], features: Floats) -> Logits:
-        """Changes [U] of the first logits [U] of some ``rows`` [U] of the ``inputs``, with retrieved features [U, 8]. A row has the
-        same bits in any request."""
-        width, number = inputs.first.shape[1], len(rows)
-        block = np.empty((padded_rows(number), width + NUM_FEATURES), np.float32)
-        block[number:] = 0
-        block[:number, 0], block[:number, 1:width] = logit_input(first), inputs.first.take(rows, axis=0)[:, 1:]
-        self.standard.write(features, None, block[:number, width:])
-        return self._indicators_last(block, inputs.indicators(rows))[:number]
+    def changes(self, first: Logits, inputs: CounterInputs, rows: npt.NDArray[np.int64], features: Floats) -> Floats:
+        """Changes [U] float32 of the first logits [U] of some ``rows`` [U] of the ``inputs``, with retrieved features [U, 8]. A row
+        has the same bits in any request."""
+        number, start = len(rows), 1 + NUM_FEATURES
+        block = np.empty((padded_rows(number), start + inputs.first.shape[1]), np.float32)
+        self.standard.write(first, features, block)
+        block[:number, start:] = inputs.first.take(rows, axis=0)
+        return self._reordered.changes(block, *inputs.indicators(rows))[:number]
 
     @cached_property
-    def _indicators_last(self) -> Network:
-        """The network with the indicators of unknown counters as its last inputs."""
+    def _reordered(self) -> Network:
+        """The network with inputs in the order of :meth:`changes`: logit, features, base logit (which it ignores), counters, and
+        indicators of unknown counters."""
         weights, *others = self.network.arrays
         counters = (self.network.width - 1 - NUM_FEATURES) // 2
-        start, end = 1 + counters, 1 + 2 * counters
-        return Network((np.concatenate([weights[:start], weights[end:], weights[start:end]]), *others))
+        logit, known, indicators, features = np.split(weights, [1, 1 + counters, 1 + 2 * counters])
+        return Network((np.concatenate([logit, features, np.zeros_like(logit), known, indicators]), *others))
 
     def save(self, folder: Path | str) -> None:
         """Write ``retrieval.safetensors`` and ``neighbours.safetensors`` into ``folder``."""
@@ -181,13 +186,28 @@ class Retrieval:
         return Retrieval(Neighbours.load(folder), Standard(means, sds), network)
 
 
-def _users(history: History) -> list[tuple[slice | npt.NDArray[np.int64], int, int]]:
+def _sums(table: Floats, index: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], weights: Floats) -> Floats:
+    """Weighted sums [n, W] of the rows of ``table`` [S, W] at the ``index`` of each of n ranges, which begin at ``starts``; the bare
+    operation, without the checks of its wrapper."""
+    arrays = (table, index, starts.astype(np.int32), weights)
+    values, at, first, weight = (torch.from_numpy(array) for array in arrays)
+    return np.asarray(torch.embedding_bag(values, at, first, False, 0, False, weight)[0].numpy())
+
+
+def _latest(history: History, start: int, end: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """Items and labels of the latest outcomes of a range, without those of unknown items."""
+    latest = slice(max(start, end - MAX_OUTCOMES), end)
+    items, clicked = history.items[latest], history.clicked[latest]
+    if np.count_nonzero(items) == len(items):
+        return items, clicked
+    return items[items > 0], clicked[items > 0]
+
+
+def _users(history: History) -> list[tuple[npt.NDArray[np.int64], int, int]]:
     """Rows that share a range of outcomes, and the start and end of that range."""
     start, end = history.start, history.end
     if len(start) == 0:
         return []
-    if _is_shared(history):
-        return [(slice(None), int(start[0]), int(end[0]))]
     order = np.lexsort((end, start))
     fresh = np.flatnonzero((np.diff(start[order]) != 0) | (np.diff(end[order]) != 0)) + 1
     return [(rows, int(start[rows[0]]), int(end[rows[0]])) for rows in np.split(order, fresh)]
@@ -206,13 +226,19 @@ def _check_history(history: History, rows: int, items: int) -> None:
         raise DataError(
             f"a history has {outcomes} outcomes and {len(history.clicked)} labels: pass one label per outcome"
         )
-    start, end = history.start, history.end
-    if rows and _is_shared(history):
-        start, end = start[:1], end[:1]
-    if rows and not (start.min() >= 0 and (start <= end).all() and end.max() <= outcomes):
+    if not _ranges_fit(history, rows, outcomes):
         raise DataError(f"a history names outcomes outside the {outcomes} there are: correct its ranges")
     most = history.items.view(np.uint32).max(initial=0)  # a negative number is a large one
     if most >= items:
         raise DataError(
             f"a history names the item {int(history.items.max())} and the model has {items}: encode it with the bundle's encoder"
         )
+
+
+def _ranges_fit(history: History, rows: int, outcomes: int) -> bool:
+    if rows == 0:
+        return True
+    start, end = history.start, history.end
+    if history.of_one_user:
+        return 0 <= int(start[0]) <= int(end[0]) <= outcomes
+    return bool(start.min() >= 0 and (start <= end).all() and end.max() <= outcomes)
