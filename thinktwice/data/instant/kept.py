@@ -50,21 +50,29 @@ class KeptCounters:
             FeatureStoreError: a state is of another definition.
         """
         out = np.empty((len(items), len(self.definition.names)), np.float32)
-        rest = out
+        rest, known = out, []
         if (side := self._user) is not None:
-            row = side.rows([user], instant)[0]
+            (row,), times = side.rows([user], instant)
             first, rest = out[:, : side.width], out[:, side.width :]
-            first[:] = row[side.columns]
+            first[:] = row.take(side.columns)
             if side.crossed:
-                slots = side.slot_columns(np.asarray(topics, np.int64).reshape(len(items), side.crossed))
-                first[:, side.views], first[:, side.sums] = row[slots], row[slots + side.views_to_sums(slots)]
+                slots = np.asarray(topics, np.int64).reshape(len(items), side.crossed) + side.offsets
+                first[:, side.views], first[:, side.sums] = (row.take(c.take(slots)) for c in side.crossed_columns)
+            known.append((first[:, side.seconds], times))
         if (side := self._item) is not None:
+            rows, times = side.rows(items, instant)
             columns = side.columns
             if side.crossed:
-                columns = columns.copy()
-                slots = side.slot_columns(np.asarray(attributes, np.int64))
-                columns[side.views], columns[side.sums] = slots, slots + side.views_to_sums(slots)
-            rest[:] = side.rows(items, instant).take(columns, axis=1)
+                columns, slots = columns.copy(), np.asarray(attributes, np.int64) + side.offsets
+                columns[side.views], columns[side.sums] = (c.take(slots) for c in side.crossed_columns)
+            rest[:] = rows.take(columns, axis=1)
+            known.append((rest[:, side.seconds], times))
+        # In one call, whose steps take a microsecond each whatever the number of rows.
+        seconds = elapsed(instant - np.concatenate([times for _, times in known])).astype(np.float32)
+        start = 0
+        for counters, times in known:  # they are 0, or unknown
+            counters += seconds[start : start + len(times)]
+            start += len(times)
         return out
 
 
@@ -74,21 +82,36 @@ class _Side:
     Attributes:
         width, crossed: number of counters, and of crossed fields.
         columns: [width] column of each counter in a kept row; of a crossed field, the unknown one.
-        views, sums: slices of the counters of crossed fields.
+        views, sums, seconds: slices of the counters of crossed fields, and of those of seconds.
+        offsets: [crossed] what is added to the slots of crossed fields to get places in ``crossed_columns``.
+        crossed_columns: columns of the outcomes in each slot of the crossed fields, and of their rates or residuals. Before the first
+            slot of each field is the unknown column, for the slot -1.
     """
 
     def __init__(self, definition: Definition, side: Side, header: bytes, capacity: int | None) -> None:
         self._definition, self._side, self._header = definition, side, header
         self.crossed = len(definition.crossed(side))
         self.width = len(definition.counters_of(side))
-        self._starts = definition.slot_starts[side]
-        slots = sum(c.slots for c in definition.crossed(side))
+        crossed = definition.crossed(side)
+        slots = sum(c.slots for c in crossed)
         seen = 1 + len(definition.windows)
         self.views, self.sums = slice(seen, seen + self.crossed), slice(self.width - self.crossed, self.width)
+        self.seconds = slice(seen + self.crossed, seen + self.crossed + 2)
         self._unknown = self.width - 2 * self.crossed + 2 * slots  # the last column
-        self._first_slot, self._to_sums = seen, self._unknown - slots - seen
-        self._seconds = slice(seen + slots, seen + slots + 2)
         between = np.arange(seen + slots, self._unknown - slots)
+        self.offsets = 1 + np.arange(self.crossed) + definition.slot_starts[side]
+        self.crossed_columns = tuple(
+            np.concatenate(
+                [
+                    [],
+                    *(
+                        [self._unknown, *(first + s + np.arange(c.slots))]
+                        for c, s in zip(crossed, definition.slot_starts[side], strict=True)
+                    ),
+                ]
+            ).astype(np.int64)
+            for first in (seen, self._unknown - slots)
+        )
         none = np.full(self.crossed, self._unknown)
         self.columns = np.concatenate([np.arange(seen), none, between, none])
         self._bucket_us = math.gcd(*(w.width for w in definition.windows)) or 1 << 62
@@ -103,31 +126,23 @@ class _Side:
         self._next = 0
         self._lock = threading.Lock()
 
-    def slot_columns(self, slots: Ints) -> Ints:
-        """Columns of the outcomes in slots [..., X] of the crossed fields; the unknown one for -1."""
-        columns = slots + (self._starts + self._first_slot)
-        return np.where(slots < 0, self._unknown, columns) if slots.min(initial=0) < 0 else columns
-
-    def views_to_sums(self, columns: Ints) -> Ints:
-        """Distances from the columns of outcomes in slots to those of rates or residuals."""
-        return np.where(columns == self._unknown, 0, self._to_sums)
-
-    def rows(self, contents: Sequence[bytes | None], instant: int) -> Floats:
-        """Kept rows [n] of states at an instant, with their seconds."""
+    def rows(self, contents: Sequence[bytes | None], instant: int) -> tuple[Floats, Ints]:
+        """Kept rows [n] of states at an instant, their counters of seconds 0, and when the latest impression was seen and the latest
+        outcome known [n, 2]."""
         bucket = instant // self._bucket_us
         with self._lock:
             places = np.fromiter(map(self._places.get, contents, repeat(-1)), np.int64, len(contents))
             out, instants = self._rows.take(places, axis=0), self._instants.take(places, axis=0)
-            old = np.flatnonzero(instants[:, 0] != bucket)
-            if len(old):
-                self._evaluate([contents[n] for n in old.tolist()], instant, bucket, old, out, instants)
-        out[:, self._seconds] += elapsed(instant - instants[:, 1:])  # 0, or unknown, before
-        return out
+            current = instants[:, 0] == bucket
+            if not current.all():
+                self._evaluate(contents, instant, bucket, np.flatnonzero(~current), out, instants)
+        return out, instants[:, 1:]
 
     def _evaluate(
         self, contents: Sequence[bytes | None], instant: int, bucket: int, at: Ints, out: Floats, instants: Ints
     ) -> None:
         """Evaluate the states of the rows ``at`` of a request, and keep them."""
+        contents = [contents[n] for n in at.tolist()]
         unique = {content: n for n, content in enumerate(dict.fromkeys(contents))}
         states = from_bytes(self._definition, self._side, list(unique), self._header)
         rows = np.full((len(states), self._unknown + 1), np.nan, np.float32)
