@@ -7,6 +7,8 @@ executed the command. Each request reads over this connection; if it breaks, all
 
 from __future__ import annotations
 
+import select
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,6 +46,7 @@ class TrackedFields:
         self._old: dict[Name, Any] = {}
         self._changed: set[Name] = set()
         connection._parser.set_invalidation_push_handler(self._invalidated)
+        self._poll = _poll_of(connection)
         connection.send_command("CLIENT", "TRACKING", "ON")
         connection.read_response()
 
@@ -58,12 +61,11 @@ class TrackedFields:
             RedisError: the connection broke, or the server refused a command; likewise.
         """
         end = time.monotonic() + timeout
-        while self._connection.can_read(0):  # changes since the last request
+        while self._has_news():
             self._connection.read_response(push_request=True)
         for _ in range(ATTEMPTS):
             self._changed.clear()
-            values = self._kept(names)
-            missing = list(dict.fromkeys(n for n, value in zip(names, values, strict=True) if value is _MISSING))
+            values, missing = self._kept(names)
             answers = self._answers([*commands, *map(self._command, missing)], end)
             if missing:
                 read = dict(zip(missing, answers[len(commands) :], strict=True))
@@ -89,15 +91,30 @@ class TrackedFields:
             answers.append(connection.read_response())
         return answers
 
-    def _kept(self, names: Sequence[Name]) -> list[Any]:
+    def _has_news(self) -> bool:
+        """Whether names may have changed since the last request. Those that are not read now arrive before the next answer."""
+        if self._poll is not None and not self._poll.poll(0):  # reading from an empty socket takes ten times longer
+            return False
+        return bool(self._connection.can_read(0))
+
+    def _kept(self, names: Sequence[Name]) -> tuple[list[Any], list[Name]]:
+        """What is kept of ``names``, and the names, without repeats, of which nothing is."""
+        try:
+            return list(map(self._young.__getitem__, names)), []
+        except KeyError:
+            pass
         get = self._young.get
         values = [get(name, _MISSING) for name in names]
-        if self._old and _MISSING in values:
-            for place, value in enumerate(values):
-                if value is _MISSING and (name := names[place]) in self._old:
+        missing: dict[Name, None] = {}
+        for place, value in enumerate(values):
+            if value is _MISSING:
+                name = names[place]
+                if name in self._old:
                     values[place] = self._old[name]
                     self._keep({name: values[place]})
-        return values
+                else:
+                    missing[name] = None
+        return values, list(missing)
 
     def _keep(self, values: dict[Name, Any]) -> None:
         if len(self._young) + len(values) > self._most:
@@ -116,3 +133,12 @@ class TrackedFields:
                 self._changed.add(name)
                 self._young.pop(name, None)
                 self._old.pop(name, None)
+
+
+def _poll_of(connection: Any) -> select.poll | None:
+    """What tells whether a connection has bytes to read; None for an encrypted one, which may have read them already."""
+    if isinstance(connection._sock, ssl.SSLSocket):
+        return None
+    poll = select.poll()
+    poll.register(connection._sock, select.POLLIN)
+    return poll
