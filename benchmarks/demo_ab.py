@@ -145,7 +145,7 @@ def outcome(folder: Path, run: str) -> dict[str, Any]:
     assert horizon is not None and horizon.units is not None and effect.se and effect.control
     units = [arm.units for arm in last.evidence.arms]
     error = effect.se / effect.control * min(1.0, sum(units) / horizon.units) ** 0.5  # expected at the horizon
-    power = power_of("group_sequential", horizon.looks, last.file.alpha, true / error) if true else None
+    power = min(1.0, power_of("group_sequential", horizon.looks, last.file.alpha, true / error)) if true else None
     return {
         "ended": state_of(lines).ended,
         "right": state_of(lines).ended == RIGHT[run],
@@ -169,7 +169,7 @@ def bars(training: dict[str, Any], seeds: list[dict[str, Any]], runs: tuple[str,
     wanted = 1 if len(runs) == 1 else SEEDS
     for run in runs:
         right = sum(seed["runs"][run]["right"] for seed in seeds)
-        name = f"{TITLES[run]}: ends in {RIGHT[run].replace('_', ' ')}, seeds ({len(seeds)} were run)"  # type: ignore[index]
+        name = f"{TITLES[run]}: ends in {RIGHT[run].replace('_', ' ')}, of {len(seeds)} seeds that were run"  # type: ignore[index]
         found.append(bar(name, right, f"= {wanted}", right == wanted))
     powers = [seed["runs"][run]["power"] for seed in seeds for run in runs if run != "same"]
     least = min((power for power in powers if power is not None), default=0.0)
