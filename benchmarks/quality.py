@@ -96,8 +96,8 @@ def one_hot(rows: EncodedRows, num_values: tuple[int, ...]) -> csr_matrix:
     )
 
 
-def logistic_regression(data: TrainingSet) -> dict[str, float]:
-    """Test AUC and logloss of one-hot logistic regression; its strength chosen on validation."""
+def logistic_regression_logits(data: TrainingSet) -> np.ndarray:
+    """Test logits of one-hot logistic regression; its strength chosen on validation."""
     train, valid, test = (data.part(p) for p in ("train", "valid", "test"))
     sizes = data.encoder.num_values
     matrices = [one_hot(rows, sizes) for rows in (train, valid, test)]
@@ -108,7 +108,12 @@ def logistic_regression(data: TrainingSet) -> dict[str, float]:
         if best is None or value < best[0]:
             best = value, model
     assert best is not None
-    logit = best[1].decision_function(matrices[2])
+    return np.asarray(best[1].decision_function(matrices[2]))
+
+
+def logistic_regression(data: TrainingSet) -> dict[str, float]:
+    """Test AUC and logloss of one-hot logistic regression."""
+    test, logit = data.part("test"), logistic_regression_logits(data)
     return {"auc": auc(test.label, logit), "logloss": logloss(test.label, logit)}
 
 

@@ -26,17 +26,21 @@ class Kept:
 
     def found(self, unit: str) -> dict[str, np.ndarray] | None:
         """The arrays of a unit, None if it was not done."""
-        path = self.path(unit).with_suffix(".safetensors")
+        path = self._file(unit)
         return load_file(str(path)) if path.is_file() else None
 
     def arrays(self, unit: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The arrays of a unit, computed if they are not there."""
-        path = self.path(unit).with_suffix(".safetensors")
+        path = self._file(unit)
         if not path.is_file():
             made = {name: np.ascontiguousarray(value) for name, value in compute().items()}
             with atomic_file(path) as temporary:
                 save_file(made, str(temporary))
         return load_file(str(path))
+
+    def _file(self, unit: str) -> Path:
+        path = self.path(unit)
+        return path.with_name(f"{path.name}.safetensors")  # not with_suffix: a unit may have a dot in its name
 
 
 def code_hash(*paths: str) -> str:

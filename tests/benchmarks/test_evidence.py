@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,17 @@ def test_other_code_or_settings_read_nothing_of_these(tmp_path: Path) -> None:
     assert first.arrays("unit", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
     assert first.arrays("unit", lambda: {})["a"].tolist() == [0, 1, 2]
     assert other.found("unit") is None and first.found("another unit") is None
+
+
+@given(st.lists(st.text("ab.01 =", min_size=1, max_size=8), unique=True, max_size=4))
+def test_units_of_any_name_are_kept_apart(names: list[str]) -> None:
+    """Numbers have dots: what follows one is no suffix of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Kept(Path(folder), "code")
+        for number, name in enumerate(names):
+            assert kept.found(name) is None
+            kept.arrays(name, lambda number=number: {"a": np.array([number])})  # type: ignore[misc]
+        assert [kept.found(name)["a"].tolist() for name in names] == [[n] for n in range(len(names))]  # type: ignore[index]
 
 
 def test_a_unit_comes_after_what_it_needs() -> None:

@@ -1,0 +1,1 @@
+"""How well and how fast training is: against peers, against an earlier commit, and by its parts."""

@@ -1,0 +1,211 @@
+"""The tables of the units that are done. A comparison uses the seeds that both of its sides have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality import logistic_regression_logits
+from benchmarks.training import data, plan, pretraining, recipe_cost
+from benchmarks.training.choice import GRID, chosen_l2, described
+from benchmarks.training.paired import Rows
+from benchmarks.training.peers.environment import PEERS
+from benchmarks.training.quality import BACKBONES, OURS, SHARED, Training
+from benchmarks.training.recipe_cost import BEFORE, NOW, Recipe
+from benchmarks.training.units import Arrays, Unit, Units
+from thinktwice.stats.metrics import auc, logloss
+from thinktwice.train.measure import fit_calibration
+
+Table = dict[str, Any]
+
+
+class Done:
+    """The units of a folder, and the rows they are measured on."""
+
+    def __init__(self, work: Path, seeds: int) -> None:
+        self.work, self.seeds, self.units = work, seeds, Units(work)
+
+    def found(self, unit: Unit) -> Arrays | None:
+        return self.units.found(unit)
+
+    def by_seed(self, units: dict[int, Unit]) -> dict[int, Arrays]:
+        """The results by seed of those that are done."""
+        return {seed: found for seed, unit in units.items() if (found := self.found(unit)) is not None}
+
+    def rows(self, log: str) -> Rows:
+        test = data.load(log, self.work).part("test")
+        return Rows.of(test.label, test.user)
+
+
+def pairs(first: dict[int, Arrays], second: dict[int, Arrays], name: str = "test") -> list[tuple[Any, Any]]:
+    """Scores of both sides by the seeds that both have."""
+    return [(first[seed][name], second[seed][name]) for seed in sorted(first.keys() & second.keys())]
+
+
+def quality_table(done: Done, log: str) -> Table | None:
+    """Every model of every side with the L2 that validation chose, and each of ours against the best peers; None if nothing is done."""
+    sides = [(OURS, model) for model in BACKBONES] + [(peer, model) for peer in PEERS for model in SHARED]
+    results: dict[tuple[str, str], dict[int, Arrays]] = {}
+    rows: list[Table] = []
+    for side, model in sides:
+        chosen = chosen_l2(done.units, done.work, side, model, log)
+        if chosen is None:
+            continue
+        units = {s: Training(side, model, log, chosen, s).unit(done.work) for s in range(done.seeds)}
+        results[side, model] = found = done.by_seed(units)
+        rows.append(_quality_row(done, log, side, model, chosen, found))
+    if not rows:
+        return None
+    measured = done.rows(log)
+    out: Table = {"words": data.LOGS[log].words, "models": rows, "same_model": [], "best": None}
+    peers = [row for row in rows if row["side"] != OURS]
+    for model in SHARED:
+        best = max((r for r in peers if r["model"] == model), key=lambda r: float(r["auc"]), default=None)
+        if best is not None and (OURS, model) in results:
+            compared = pairs(results[OURS, model], results[best["side"], model])
+            if compared:
+                out["same_model"].append({"model": model, "peer": best["side"], "auc": measured.auc(compared)})
+    ours = min((r for r in rows if r["side"] == OURS), key=lambda r: float(r["valid_logloss"]), default=None)
+    best = max(peers, key=lambda r: float(r["auc"]), default=None)
+    if ours is not None and best is not None:
+        compared = pairs(results[OURS, ours["model"]], results[best["side"], best["model"]])
+        if compared:
+            out["best"] = {
+                "ours": ours["model"],
+                "peer": f"{best['side']} {best['model']}",
+                "auc": measured.auc(compared),
+            }
+    return out
+
+
+def _quality_row(done: Done, log: str, side: str, model: str, chosen: float, found: dict[int, Arrays]) -> Table:
+    training_set = data.load(log, done.work)
+    valid, test = training_set.part("valid").label, training_set.part("test").label
+    facts = np.array([result["facts"] for result in found.values()])
+    tried = [l2 for l2 in GRID if done.found(Training(side, model, log, l2).unit(done.work)) is not None]
+    losses = []
+    for result in found.values():
+        calibration = fit_calibration(result["valid"], valid)
+        losses.append(logloss(test, calibration.a * result["test"] + calibration.b))
+    return {
+        "side": side,
+        "model": model,
+        "table_l2": chosen,
+        "tried": sorted(tried),
+        "at_an_end": len(tried) < len(GRID) or chosen in (min(GRID), max(GRID)),
+        "seeds": len(found),
+        "auc": float(np.mean([auc(test, result["test"]) for result in found.values()])),
+        "logloss": float(np.mean(losses)),
+        "valid_logloss": logloss(valid, found[0]["valid"]),
+        "epochs": float(facts[:, 2].mean()),
+        "rows_per_cpu_s": float((facts[:, 1] / facts[:, 0]).mean()),
+    }
+
+
+def recipe_table(done: Done, log: str) -> Table | None:
+    """The recipe ``default`` now against the commit before, by the seeds that both have."""
+    sides = {}
+    for side in (BEFORE, NOW):
+        units = {s: recipe_cost.unit(Recipe(log, side, s), done.work) for s in range(done.seeds)}
+        sides[side] = done.by_seed(units)
+    seeds = sorted(sides[BEFORE].keys() & sides[NOW].keys())
+    if not seeds:
+        return None
+    first = sides[NOW][seeds[0]]
+    for side in sides.values():
+        for seed in seeds:
+            if not np.array_equal(side[seed]["valid_label"], first["valid_label"]):
+                raise SystemExit(f"{log}: the two commits have other validation rows")
+    valid = Rows.of(first["valid_label"], first["valid_user"])
+    test = Rows.of(first["label"], first["user"])
+    names = recipe_cost.FACTS
+    facts = {side: np.array([found[s]["facts"] for s in seeds]) for side, found in sides.items()}
+    ratio = facts[NOW][:, 0] / facts[BEFORE][:, 0]
+    out: Table = {
+        "words": data.LOGS[log].words,
+        "seeds": len(seeds),
+        "ratio": float(np.median(ratio)),
+        "ratios": ratio.tolist(),
+        **{side: dict(zip(names, facts[side].mean(axis=0).tolist(), strict=True)) for side in facts},
+        "valid_logloss": valid.logloss(pairs(sides[NOW], sides[BEFORE], "valid")),
+        "test_auc": test.auc(pairs(sides[NOW], sides[BEFORE])),
+        "test_logloss": test.logloss(pairs(sides[NOW], sides[BEFORE])),
+    }
+    if log.startswith("ml_100k"):
+        base = logistic_regression_logits(data.load(log, done.work))
+        out["over_logistic_regression"] = test.auc([(sides[NOW][s]["test"], base) for s in sorted(sides[NOW])])
+    return out
+
+
+def pretraining_table(done: Done) -> Table:
+    """What every mode, ablation and setting adds over training without pre-training, by the share of labels; overall and in slices."""
+    rows: list[Table] = []
+    runs = [*plan.MODES[1:], *plan.ABLATIONS, *plan.RESTORED]
+    slices: dict[str, np.ndarray] | None = None
+    for share in plan.SHARES:
+        base = _runs(done, replace(plan.MODES[0], share=share))
+        for run in runs:
+            found = _runs(done, replace(run, share=share))
+            if not base.keys() & found.keys():
+                continue
+            measured = done.rows(run.log)
+            if slices is None:
+                slices = pretraining.cold(data.load(run.log, done.work))
+            facts = np.array([result["facts"] for result in found.values()])
+            compared = pairs(found, base)
+            row: Table = {
+                "log": run.log,
+                "mode": run.mode,
+                "settings": dict(run.settings),
+                "share": share,
+                "seeds": len(compared),
+                "auc": measured.auc(compared),
+                "logloss": measured.logloss(compared),
+                "pretrain_cpu_s": float(facts[:, 0].mean()),
+                "finetune_cpu_s": float(facts[:, 1].mean()),
+                "slices": {},
+            }
+            for name, chosen in slices.items():
+                part = measured.take(chosen)
+                if 0 < part.label.sum() < len(part.label):
+                    row["slices"][name] = {
+                        "rows": len(part.label),
+                        "auc": part.auc([(a[chosen], b[chosen]) for a, b in compared]),
+                    }
+            rows.append(row)
+    sampled = _runs(done, plan.MODES[1])
+    behaviours = []
+    for run in plan.RESTORED:
+        every = _runs(done, run)
+        compared = pairs(sampled, every)
+        if compared:
+            seeds = sorted(sampled.keys() & every.keys())
+            cost = [sampled[s]["facts"][0] / every[s]["facts"][0] for s in seeds]
+            behaviours.append(
+                {
+                    "restored": dict(run.settings)["behaviours"],
+                    "auc": done.rows(run.log).auc(compared),
+                    "cpu_ratio": float(np.median(cost)),
+                }
+            )
+    return {"rows": rows, "behaviours": behaviours}
+
+
+def _runs(done: Done, run: pretraining.Run) -> dict[int, Arrays]:
+    return done.by_seed({seed: replace(run, seed=seed).unit(done.work) for seed in range(done.seeds)})
+
+
+def collect(work: Path, seeds: int) -> Table:
+    """All tables of what is done."""
+    done = Done(work, seeds)
+    quality_logs = (*plan.MOVIELENS, "ml_100k_time")
+    recipe_logs = ("ml_100k_random", *plan.RECIPE_LOGS)
+    return {
+        "quality": {log: t for log in quality_logs if (t := quality_table(done, log)) is not None},
+        "recipe": {log: t for log in recipe_logs if (t := recipe_table(done, log)) is not None},
+        "pretraining": pretraining_table(done),
+        "settings": described(),
+    }
