@@ -106,6 +106,7 @@ def test_no_command_is_tested_that_the_documents_dropped() -> None:
         "bench-quality",
         "bench-sim",
         "bench-testtime",
+        "bench-training",
         "bench-evidence",
         "bench-combinations",
         "bench-serving",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -43,13 +44,14 @@ def perform(work: Path, seeds: int, minutes: float | None, *, quick: bool) -> No
 
 def main() -> None:
     """Do what is not done, print the bars, write the result and the page, and fail if a bar is not met."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process of a unit ends too
     quick = bool(os.environ.get("QUICK"))
     seeds = int(os.environ.get("SEEDS", 1 if quick else 5))
     minutes = os.environ.get("MINUTES")
     if os.environ.get("ONLY") != "report":
         perform(WORK, seeds, float(minutes) if minutes else None, quick=quick)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    result = tables.collect(WORK, seeds) | {
+    result = tables.collect(WORK, seeds, quick=quick) | {
         "quick": quick,
         "seeds_asked": seeds,
         "commit": commit,

@@ -25,13 +25,15 @@ def grid_of(log: str) -> tuple[float, ...]:
 
 def chosen_l2(units: Units, work: Path, side: str, model: str, log: str) -> float | None:
     """The L2 of the lowest validation logloss with seed 0 among those that are done; None if none is."""
-    label = data.load(log, work).part("valid").label
-    losses = {}
+    done = {}
     for table_l2 in GRID:
         found = units.found(Training(side, model, log, table_l2).unit(work))
         if found is not None:
-            losses[table_l2] = logloss(label, found["valid"])
-    return min(losses, key=losses.__getitem__) if losses else None
+            done[table_l2] = found["valid"]
+    if not done:
+        return None
+    label = data.load(log, work).part("valid").label
+    return min(done, key=lambda table_l2: logloss(label, done[table_l2]))
 
 
 def described() -> dict[str, object]:

@@ -11,8 +11,8 @@ from thinktwice.files import atomic_file
 
 NOT_MEASURED = """## Not measured
 
-Warm start against retraining over ten days; the share of the machine's GEMM roof; a data-centre GPU (the machine has none); sample
-weights. They have no units yet."""
+Warm start against retraining over ten days, and the share of the machine's GEMM roof, have no units yet. The machine has no data-centre
+GPU."""
 
 
 def write(folder: Path, name: str, result: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,24 +90,23 @@ class Recipe:
     seed: int = 0
 
 
+@cache
+def code(side: str) -> str:
+    """Hash of the code that decides a result."""
+    from benchmarks.training.units import code_of
+
+    own = code_of("benchmarks/training/recipe_cost.py")
+    if side != NOW:
+        return own
+    library = ("models/deepfm", "models/embedding", "recipes/named", "train/augment", "train/loop", "train/optimizer")
+    return own + code_of(*(f"thinktwice/{name}.py" for name in (*library, "train/run", "train/search", "train/tune")))
+
+
 def unit(run: Recipe, work: Path) -> Any:
     """Its unit of work."""
-    from benchmarks.training.units import Unit, code_of
+    from benchmarks.training.units import Unit
 
-    code = code_of("benchmarks/training/recipe_cost.py")
-    if run.side == NOW:
-        code += code_of(
-            "thinktwice/models/deepfm.py",
-            "thinktwice/models/embedding.py",
-            "thinktwice/recipes/named.py",
-            "thinktwice/train/augment.py",
-            "thinktwice/train/loop.py",
-            "thinktwice/train/optimizer.py",
-            "thinktwice/train/run.py",
-            "thinktwice/train/search.py",
-            "thinktwice/train/tune.py",
-        )
-    return Unit(f"recipe {run.log} {run.side} seed {run.seed}", code, lambda: trained(run, work))
+    return Unit(f"recipe {run.log} {run.side} seed {run.seed}", code(run.side), lambda: trained(run, work))
 
 
 def trained(run: Recipe, work: Path) -> dict[str, np.ndarray]:

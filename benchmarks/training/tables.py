@@ -198,11 +198,11 @@ def _runs(done: Done, run: pretraining.Run) -> dict[int, Arrays]:
     return done.by_seed({seed: replace(run, seed=seed).unit(done.work) for seed in range(done.seeds)})
 
 
-def collect(work: Path, seeds: int) -> Table:
-    """All tables of what is done."""
+def collect(work: Path, seeds: int, *, quick: bool) -> Table:
+    """All tables of what is done; of the short form those of its logs."""
     done = Done(work, seeds)
-    quality_logs = (*plan.MOVIELENS, "ml_100k_time")
-    recipe_logs = ("ml_100k_random", *plan.RECIPE_LOGS)
+    quality_logs = ("ml_100k_time",) if quick else plan.MOVIELENS
+    recipe_logs = ("ml_100k_time",) if quick else ("ml_100k_random", *plan.RECIPE_LOGS)
     return {
         "quality": {log: t for log in quality_logs if (t := quality_table(done, log)) is not None},
         "recipe": {log: t for log in recipe_logs if (t := recipe_table(done, log)) is not None},

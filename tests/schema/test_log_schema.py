@@ -95,7 +95,7 @@ def test_a_missing_schema_file_is_named(tmp_path: Path) -> None:
         load_schema(tmp_path / "nowhere.yaml")
 
 
-CLEAN_NAMES = ["row_id", "event_time", "label", "title", "truth", "propensity", "split", "source_row"]
+CLEAN_NAMES = ["row_id", "event_time", "label", "title", "truth", "propensity", "row_weight", "split", "source_row"]
 QUERY_NAMES = ["event_timestamp", "created_timestamp", "key", "instant", "clicked", "latest_at", "entity_row_id", "rn"]
 SHAPES = [
     "fields: [{name: NAME}]",

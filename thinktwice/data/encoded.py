@@ -58,8 +58,9 @@ class EncodedRows:
     """Encoded rows of one part of a training set.
 
     ids [R, C] int32, sequences name -> [R, L] int32, vectors name -> [R, dim] float32, label [R] float32,
-    user [R] int64 (stable hash of the user id for grouping, -1 without users), time [R] int64 microseconds. ``evidence`` is
-    stored by the training set and not in the file of the rows.
+    user [R] int64 (stable hash of the user id for grouping, -1 without users), time [R] int64 microseconds, weight [R] float32
+    (how much a row counts in training; None: all the same). ``evidence`` is stored by the training set and not in the file of the
+    rows.
     """
 
     ids: np.ndarray
@@ -69,6 +70,7 @@ class EncodedRows:
     user: np.ndarray
     time: np.ndarray
     evidence: Evidence | None = None
+    weight: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -93,12 +95,15 @@ class EncodedRows:
             self.user[rows],
             self.time[rows],
             None if self.evidence is None else self.evidence.take(rows),
+            None if self.weight is None else self.weight[rows],
         )
 
     def save(self, path: Path | str) -> None:
         tensors = {"ids": self.ids, "label": self.label, "user": self.user, "time": self.time}
         tensors |= {f"sequence.{k}": v for k, v in self.sequences.items()}
         tensors |= {f"vector.{k}": v for k, v in self.vectors.items()}
+        if self.weight is not None:
+            tensors["weight"] = self.weight
         with atomic_file(path) as temporary:
             save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, str(temporary))
 
@@ -116,6 +121,7 @@ class EncodedRows:
             tensors["label"],
             tensors["user"],
             tensors["time"],
+            weight=tensors.get("weight"),
         )
 
 

@@ -25,6 +25,7 @@ from thinktwice.data.vocabulary import continued, read_vocabularies, value_count
 from thinktwice.errors import BundleError, reason
 from thinktwice.files import read_json, write_json
 from thinktwice.schema import EVENT_TIME, LABEL, Cross, LogField, LogSchema, ModelField
+from thinktwice.schema.fields import ROW_WEIGHT
 from thinktwice.schema.numbers import borders, number, numbers
 from thinktwice.schema.values import as_series, spell, spelled
 
@@ -188,6 +189,7 @@ class Encoder:
         vectors = {f.name: _stack_vectors(as_series(table[f.name]), f.dim) for f in self.vectors}
         label = as_series(table[LABEL]).to_numpy().astype(np.float32) if LABEL in table.column_names else None
         time = as_series(table[EVENT_TIME]).dt.epoch("us") if EVENT_TIME in table.column_names else None
+        weight = as_series(table[ROW_WEIGHT]).to_numpy() if ROW_WEIGHT in table.column_names else None
         return EncodedRows(
             ids,
             sequences,
@@ -195,6 +197,7 @@ class Encoder:
             np.zeros(rows, np.float32) if label is None else label,
             self._hash_users(table),
             np.zeros(rows, np.int64) if time is None else time.to_numpy().astype(np.int64),
+            weight=None if weight is None else weight.astype(np.float32),
         )
 
     def widened(self, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

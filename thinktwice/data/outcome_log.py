@@ -54,7 +54,7 @@ def schema_of_outcomes(schema: LogSchema) -> LogSchema:
         )
         for name in ("fields", "vectors")
     }
-    changes = {"time": time, "label": label, "entities": plain, "propensity": None, "truth": None}
+    changes = {"time": time, "label": label, "entities": plain, "propensity": None, "truth": None, "weight": None}
     return schema.model_copy(update=changes | served | {"tables": SideTables()})
 
 

@@ -55,6 +55,7 @@ def named_columns(schema: LogSchema) -> dict[str, tuple[Use, ...]]:
     uses.add_fields(schema.logged_fields, schema.logged_vectors, schema.logged_sequences)
     uses.add(schema.propensity, "number", "propensity")
     uses.add(schema.truth, "number", "truth")
+    uses.add(schema.weight, "number", "weight")
     return uses.all()
 
 

@@ -33,7 +33,8 @@ SCHEMA_FILE = "schema.yaml"  # in every folder described by a schema
 ROW_ID = "row_id"  # stable 16 hex digits: hash of source name and row ordinal
 EVENT_TIME = "event_time"  # timestamp[us, UTC] of the impression
 LABEL = "label"  # int8, 1 = click
-_CLEAN = {ROW_ID, EVENT_TIME, LABEL, "title", "propensity", "truth", "split", "created_time", "source_row"}
+ROW_WEIGHT = "row_weight"  # float64, how much the row counts in training
+_CLEAN = {ROW_ID, EVENT_TIME, LABEL, "title", "propensity", "truth", ROW_WEIGHT, "split", "created_time", "source_row"}
 _TABLES = {"event_timestamp", "created_timestamp"}  # of the feature tables
 _QUERIES = {"key", "instant", "clicked", "latest_at"}  # columns that queries add to those of the log
 _FEAST = {"entity_row_id", "rn"}  # columns that Feast's point-in-time join adds

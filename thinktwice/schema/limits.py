@@ -14,6 +14,7 @@ import polars as pl
 
 MAX_TEXT = 512  # characters (Unicode code points) of an id or a category
 MAX_SEQUENCE = 1000  # values of a sequence in a raw row of a request; a schema allows 200
+MAX_WEIGHT = 1e30  # of a row; weights are float32
 NUMBER_LIMIT = 1e300  # numbers are strictly between minus this and this
 FLOAT32_LIMIT = 2.0**128 - 2.0**103  # limit of the magnitude of a vector entry: from here on float32 rounds to infinity
 #: 1970: impressions before the epoch are wrong units or broken clocks; logs with relative time start at 0.

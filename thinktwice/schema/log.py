@@ -52,6 +52,7 @@ class LogSchema(Described):
     scenario: str | None = None  # name of the categorical field that is the scenario id
     propensity: str | None = None  # source column: probability with which the logging policy showed this item
     truth: str | None = None  # source column: true click probability (simulators only; never a model input)
+    weight: str | None = None  # source column: how much a row counts in training, relative to others; at least 0
     quarantine_budget: float = Field(default=0.01, ge=0, le=1)  # maximum share of quarantined rows
 
     @model_validator(mode="after")

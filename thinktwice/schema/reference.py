@@ -42,6 +42,7 @@ KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
             "scenario": ("Name of the categorical field that names the scenario.", "scenario: device"),
             "propensity": ("Column with the probability with which this item was shown.", "propensity: pscore"),
             "truth": ("Column with the true click probability; simulated logs only.", "truth: probability"),
+            "weight": ("Column with how much a row counts in training, at least 0.", "weight: importance"),
             "quarantine_budget": ("Maximum share of quarantined rows.", "quarantine_budget: 0.02"),
         },
     ),

@@ -6,9 +6,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-from thinktwice.schema.fields import EVENT_TIME, LABEL, ROW_ID, VALID_FROM
+from thinktwice.schema.fields import EVENT_TIME, LABEL, ROW_ID, ROW_WEIGHT, VALID_FROM
 from thinktwice.schema.log import LogSchema
-from thinktwice.validate.parse import PROPENSITY, TITLE, TRUTH
+from thinktwice.validate.parse import PROPENSITY, TITLE, TRUTH, extra_columns
 
 
 def clean_columns(schema: LogSchema) -> list[str]:
@@ -19,9 +19,7 @@ def clean_columns(schema: LogSchema) -> list[str]:
     out = [ROW_ID, EVENT_TIME, LABEL, *keys, *fields]
     if schema.logged_title is not None:
         out.append(TITLE)
-    return out + [
-        name for name, column in ((PROPENSITY, schema.propensity), (TRUTH, schema.truth)) if column is not None
-    ]
+    return out + list(extra_columns(schema))
 
 
 def clean_table_columns(schema: LogSchema, entity: Literal["user", "item"]) -> list[str]:
@@ -35,7 +33,7 @@ def clean_table_columns(schema: LogSchema, entity: Literal["user", "item"]) -> l
 
 def arrow_schema(schema: LogSchema, names: list[str]) -> pa.Schema:
     """Arrow types of columns with these names."""
-    numbers = {f.name for f in schema.fields if f.kind == "numeric"} | {PROPENSITY, TRUTH}
+    numbers = {f.name for f in schema.fields if f.kind == "numeric"} | {PROPENSITY, TRUTH, ROW_WEIGHT}
     vectors = {v.name for v in schema.vectors}
     lists = {f.name for f in schema.fields if f.kind == "list"} | {s.name for s in schema.sequences}
     time = pa.timestamp("us", tz="UTC")

@@ -19,6 +19,7 @@ from thinktwice.schema.fields import (
     EVENT_TIME,
     LABEL,
     ROW_ID,
+    ROW_WEIGHT,
     VALID_FROM,
     Entities,
     Entity,
@@ -109,9 +110,16 @@ def event_time(schema: LogSchema, rows: pa.RecordBatch) -> pl.Series:
             "tables": SideTables(),
             "propensity": None,
             "truth": None,
+            "weight": None,
         }
     )
     return read_columns(only_time, rows)[_MICROS]
+
+
+def extra_columns(schema: LogSchema) -> dict[str, str]:
+    """Source columns of numbers that are no fields, by their names in a clean log."""
+    named = {PROPENSITY: schema.propensity, TRUTH: schema.truth, ROW_WEIGHT: schema.weight}
+    return {name: column for name, column in named.items() if column is not None}
 
 
 def canonical(schema: LogSchema, read: pl.DataFrame) -> pl.DataFrame:
@@ -142,9 +150,8 @@ def canonical(schema: LogSchema, read: pl.DataFrame) -> pl.DataFrame:
         out[vector.name] = _of_known_user(schema, vector.entity, values)
     if schema.logged_title is not None:
         out[TITLE] = pl.col(_name(_TEXT, schema.logged_title))
-    for name, column in ((PROPENSITY, schema.propensity), (TRUTH, schema.truth)):
-        if column is not None:
-            out[name] = pl.col(_name(_NUMBER, column))
+    for name, column in extra_columns(schema).items():
+        out[name] = pl.col(_name(_NUMBER, column))
     return read.select(values.alias(name) for name, values in out.items())
 
 
@@ -271,7 +278,7 @@ def _uses(schema: LogSchema) -> Iterator[tuple[str, str]]:
     if schema.logged_title is not None:
         yield _TEXT, schema.logged_title
     yield from _uses_of(schema.logged_fields, schema.logged_vectors, schema.logged_sequences)
-    yield from ((_NUMBER, column) for column in (schema.propensity, schema.truth) if column is not None)
+    yield from ((_NUMBER, column) for column in extra_columns(schema).values())
 
 
 def _uses_of(

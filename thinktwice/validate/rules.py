@@ -16,6 +16,7 @@ from thinktwice.frozen import Frozen
 from thinktwice.schema.fields import (
     EVENT_TIME,
     LABEL,
+    ROW_WEIGHT,
     TABLE_OF,
     VALID_FROM,
     EntityKey,
@@ -24,7 +25,15 @@ from thinktwice.schema.fields import (
     TimeColumn,
     Vector,
 )
-from thinktwice.schema.limits import EARLIEST_US, INEXACT_FROM, LATEST_US, MAX_SEQUENCE, MAX_TEXT, NUMBER_LIMIT
+from thinktwice.schema.limits import (
+    EARLIEST_US,
+    INEXACT_FROM,
+    LATEST_US,
+    MAX_SEQUENCE,
+    MAX_TEXT,
+    MAX_WEIGHT,
+    NUMBER_LIMIT,
+)
 from thinktwice.schema.log import LogSchema
 from thinktwice.schema.numbers import NUMBER
 from thinktwice.schema.times import FORMS
@@ -117,6 +126,12 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
             rules.append(_number(name, column))
             rules.append(_bound(name, column, "minimum", 0.0))
             rules.append(_bound(name, column, "maximum", 1.0))
+    if schema.weight is not None:
+        fix = "fill the weights, or leave these rows out of the log"
+        rules.append(_missing(ROW_WEIGHT, schema.weight, "the weight is present", fix))
+        rules.append(_number(ROW_WEIGHT, schema.weight))
+        rules.append(_bound(ROW_WEIGHT, schema.weight, "minimum", 0.0))
+        rules.append(_bound(ROW_WEIGHT, schema.weight, "maximum", MAX_WEIGHT))
     if duplicates_count(schema):
         rules.append(
             Rule(
