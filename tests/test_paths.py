@@ -37,6 +37,7 @@ HELPERS = {
     "thinktwice/data/sources/delimited.py": "a buffer in memory, no path",
     "thinktwice/release/challenger.py": "SQLite, by a quoted URI, and a temporary file",
     "benchmarks/infer.py": "the peer that is measured",
+    "benchmarks/training/peers/job.py": "run in the environment of a peer, where nothing of this project is",
     "feature_repo/tables_engine.py": "Feast's DuckDB",
     "examples/own_log.py": "a user's own code",
     "examples/score_table.py": "a user's own code",

@@ -16,7 +16,7 @@ WITHIN, BEYOND, COST, SPEED = -0.001, 0.002, 1 / 3, 2.0
 
 def of(result: dict[str, Any]) -> list[Bar]:
     """All bars of a result; those of the short form are of what it runs."""
-    out = _recipe(result["recipe"], ("ml_100k_time",) if result["quick"] else RECIPE_LOGS)
+    out = _recipe(result["recipe"], ("ml_100k_time",) if result["quick"] else ("ml_100k_random", *RECIPE_LOGS))
     if result["quick"]:
         return out
     return _quality(result["quality"]) + out + _logistic(result["recipe"]) + _pretraining(result["pretraining"]["rows"])
