@@ -39,7 +39,7 @@ class Pace:
     """
 
     look: float = 7.0
-    effect: float = 0.15
+    effect: float = 0.12
     first: float = 0.2
     first_units: int = 10
 
