@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Builds an image from this checkout: first the wheelhouse (the only step with network), then the image, without network.
-# Called by build_predictor.sh and build_pipeline.sh with the kind and the name of their image.
+# Called by build_predictor.sh and build_pipeline.sh with the kind and the name of their image. The image contains its software bill of
+# materials, /opt/sbom.json, which follows from the lock.
 #
-#   images/engine.sh images/build.sh predictor|pipeline NAME [--base IMAGE] [--tag TAG]
+#   images/engine.sh images/build.sh predictor|pipeline NAME [--base IMAGE] [--tag TAG] [--torch-index URL]
 #
 # --base  an image with Python 3.11 (including venv), for the predictor also Java >= 17; the default is built by images/base.sh
 #         if it is missing.
 # --tag   name of the image (default NAME:0.1.0, the version in pyproject.toml)
+# --torch-index  (pipeline) index of a CUDA build of the pinned torch, for the image of training steps; this build has network
 # Settings: PYTHON (default .venv/bin/python, the environment of the lock), WHEELHOUSE (kept between builds).
 set -euo pipefail
 
@@ -19,11 +21,17 @@ python="${PYTHON:-$root/.venv/bin/python}"
 version="$("$python" -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')"
 base=thinktwice-base:bookworm
 tag="$name:$version"
+network=(--network none)
+cuda=()
+revision="$(git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null || echo unknown)"
 while [ $# -gt 0 ]; do
     case "$1" in
         --base) base="$2"; shift 2 ;;
         --tag) tag="$2"; shift 2 ;;
-        *) echo "unknown argument $1: use --base IMAGE, --tag TAG" >&2; exit 2 ;;
+        --torch-index)
+            [ "$kind" = pipeline ] || { echo "--torch-index is for the image of the pipeline" >&2; exit 2; }
+            network=(--build-arg "TORCH_INDEX=$2") cuda=(--cuda); shift 2 ;;
+        *) echo "unknown argument $1: use --base IMAGE, --tag TAG, --torch-index URL" >&2; exit 2 ;;
     esac
 done
 
@@ -80,10 +88,15 @@ if [ "$kind" = predictor ]; then
     chmod 0755 "$context"/predictor "$context"/predictor/*.sh
     chmod 0644 "$context"/predictor/*.py "$context"/predictor/*.properties "$context"/predictor/*.xml
 fi
+"$python" images/sbom.py --pins "$context/requirements.txt" --name "$name" --version "$version" "${cuda[@]}" \
+    >"$context/sbom.json"
+chmod 0644 "$context/sbom.json"
 cp "images/$kind.Containerfile" "$context/Containerfile"
 echo "build" >&2
 # The classic builder is available in every engine, and sufficient.
-DOCKER_BUILDKIT=0 timeout --foreground 1200 docker build --quiet --network none --force-rm --build-arg "BASE=$base" --tag "$tag" \
+DOCKER_BUILDKIT=0 timeout --foreground 3600 docker build --quiet "${network[@]}" --force-rm --build-arg "BASE=$base" --tag "$tag" \
     --label "org.opencontainers.image.title=$name" --label "org.opencontainers.image.version=$version" \
+    --label "org.opencontainers.image.revision=$revision" --label "org.opencontainers.image.licenses=Apache-2.0" \
+    --label "org.opencontainers.image.base.name=$base" \
     --file "$context/Containerfile" "$context" >"$context/built" || { cat "$context/built" >&2; exit 1; }
 docker image inspect --format "image {{index .RepoTags 0}} user {{.Config.User}} size {{.Size}} bytes" "$tag"

@@ -44,6 +44,8 @@ def test_there_are_scripts() -> None:
         "build.sh",
         "build_pipeline.sh",
         "build_predictor.sh",
+        "check_feedback.sh",
+        "check_pipeline.sh",
         "check_predictor.sh",
         "engine.sh",
         "entrypoint.sh",
@@ -74,6 +76,11 @@ def test_a_store_without_archive_and_a_missing_image_are_named(engine: str, tmp_
     assert empty.returncode == 1
     assert f"no model archive {tmp_path}/ctr.mar" in empty.stderr
     (tmp_path / "ctr.mar").touch()
-    done = run("images/check_predictor.sh", str(tmp_path), "--tag", "nobody:0", PATH=engine)
-    assert done.returncode == 1
-    assert "no image nobody:0: build it" in done.stderr
+    assert "is not the feature store of a model" in run("images/check_feedback.sh", str(tmp_path), PATH=engine).stderr
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "log_instant.parquet").touch()
+    for script in ("predictor", "feedback", "pipeline"):
+        done = run(f"images/check_{script}.sh", str(tmp_path), "--tag", "nobody:0", PATH=engine)
+        assert done.returncode == 1
+        assert "no image nobody:0: build it" in done.stderr
+        assert run(f"images/check_{script}.sh", PATH=engine).returncode == 2

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -412,7 +413,18 @@ def test_every_example_is_named_in_the_text() -> None:
         assert f"manifests/examples/{path.name}" in README.read_text(), path.name
 
 
-BUILDS = r"images/engine\.sh (images/(?:build_predictor|build_pipeline|check_predictor)\.sh)(.*)"
+def made(line: str, folder: Path) -> None:
+    """Run a command ``.venv/bin/python images/NAME.py ... > FILE`` with its file, and those of commands before it, in ``folder``."""
+    pins = next(other for other in commands(IMAGES) if "images/requirements.py" in other)
+    for each in dict.fromkeys((pins, line)):
+        words, _, out = each.removeprefix(".venv/bin/python ").partition(" > ")
+        command = [str(ROOT / word) if (ROOT / word).is_file() else word for word in shlex.split(words)]
+        done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and done.stdout, done.stderr
+        (folder / out).write_text(done.stdout)
+
+
+BUILDS = r"images/engine\.sh (images/(?:build_predictor|build_pipeline|check_predictor|check_pipeline|check_feedback)\.sh)(.*)"
 
 
 @pytest.mark.parametrize("line", commands(IMAGES))
@@ -423,6 +435,13 @@ def test_every_command_of_the_images_is_one_of_the_scripts(line: str, tmp_path: 
         return
     if match := re.fullmatch(r"docker push (\S+)", line):
         assert f"--tag {match[1]}" in IMAGES.read_text() and f"--image {match[1]}" in IMAGES.read_text()
+        return
+    if line.startswith(".venv/bin/python "):
+        made(line, tmp_path)
+        return
+    if line.startswith("docker run ") or line.startswith("docker image inspect "):
+        assert "COPY sbom.json /opt/sbom.json" in (ROOT / "images/predictor.Containerfile").read_text()
+        assert line.endswith(" thinktwice-predictor:0.1.0 /opt/sbom.json") or ".Config.Labels" in line
         return
     match = re.fullmatch(BUILDS, line)
     assert match, f"no test knows `{line}`"
