@@ -87,19 +87,19 @@ class World:
         return feature_service_name(SCHEMA, VERSION)
 
 
-def make_world(folder: Path, quick: bool) -> World:
-    """Build everything under ``folder``; the address of Redis is in THINKTWICE_REDIS_ADDRESS."""
-    config = SimConfig(
+def make_world(folder: Path, quick: bool, *, config: SimConfig | None = None, sizes: DeepFMConfig = SIZES) -> World:
+    """Build everything under ``folder``; the address of Redis is in THINKTWICE_REDIS_ADDRESS. ``config`` replaces the log of this benchmark."""
+    config = config or SimConfig(
         rows=20_000 if quick else 80_000, users=2_000 if quick else 8_000, items=1_000 if quick else 4_000
     )
     clean, store = folder / "clean", folder / "store"
-    _write_clean(config, clean)
+    write_clean(config, clean)
     build(clean, store, feature_version=VERSION, online="redis")
     build_training_set(training_set(clean, store), SCHEMA, folder / "training_set", SplitSpec())
     data = load_training_set(folder / "training_set")
     fields = FieldSpace.of(SCHEMA, data.encoder)
     torch.manual_seed(0)
-    model = build_backbone(SIZES, fields)
+    model = build_backbone(sizes, fields)
     save_model(folder / "model", model, ModelInfo(stage="finetuned", calibration=Calibration(a=1.0, b=-1.0)))
     train = data.part("train")
     reliability = Reliability.fit(train.ids, train.label, fields)
@@ -192,7 +192,7 @@ def _escalating_fifth(reliability: Reliability, world: World) -> TestTimeConfig:
     return config.looking(trigger=Dual(threshold=threshold, signal_max=float(signal.max())))
 
 
-def _write_clean(config: SimConfig, out: Path) -> None:
+def write_clean(config: SimConfig, out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         simulate(config, Path(scratch) / "log")
         rows = read_frame(Path(scratch) / "log" / "log.parquet")

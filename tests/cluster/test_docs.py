@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 import components.deployment.rollout.connect as connect_module
+from tests.cluster.api_process import ROOT, Api
 from tests.cluster.objects_store import Json
-from tests.cluster.served import FAST, ROOT, Api, install
+from tests.cluster.served import FAST, install
 from thinktwice.cli import main
 
 Overlay = Callable[[str], list[Json]]
@@ -77,6 +78,37 @@ def test_the_figures_follow_from_the_results() -> None:
     assert requests["requests"] == {"cpu": "1", "memory": "1536Mi", "ephemeral-storage": "256Mi"}
     # Half load is where the benchmark refuses nothing.
     assert serving["loads"]["torchserve"]["50"]["gate"]["outcomes"]["refused"] == 0
+
+
+def test_the_sizes_follow_from_the_results() -> None:
+    """Memory of a process and of Redis, by the formulas of the page, with the example's numbers."""
+    sizing = result("sizing")
+    process, row = sizing["process"], sizing["bytes"]
+    fixed, per_mb, per_item = (
+        figure(r"process, MB \| ([\d,]+) \+"),
+        figure(r"\+ ([\d.]+) × MB of the bundle"),
+        figure(r"items × ([\d,]+) B \|"),
+    )
+    assert (fixed, per_mb) == (round(process["fixed_mb"]), round(process["mb_per_mb_of_bundle"], 1))
+    assert per_item == round(process["bytes_per_item"])
+    for each in process["measured"]:
+        predicted = fixed + per_mb * each["bundle_mb"] + each["items"] * per_item / 1e6
+        assert predicted == pytest.approx(each["mb"], rel=0.02)
+    user, item = figure(r"users × ([\d,]+) B"), figure(r"users × [\d,]+ B \+ items × ([\d,]+) B")
+    assert (user, item) == (round(row["user"]), round(row["item"]))
+    for store in sizing["stores"]:  # other numbers of users and items than those that the rows were measured with
+        assert store["users"] * user + store["items"] * item == pytest.approx(store["bytes"], rel=0.15)
+    views = re.findall(r"^\| `(\w+)` \| (\d+) \|$", PAGE, re.M)
+    assert {name: int(size) for name, size in views} == {
+        n: round(v["bytes_per_row"]) for n, v in sizing["views"].items()
+    }
+    error = max(abs(store["predicted_bytes"] / store["bytes"] - 1) for store in sizing["stores"])
+    assert figure(r"whole stores within (\d+) %") == round(error * 100)
+    users, items = figure(r"With ([\d,]+) users"), figure(r"users, ([\d,]+) items and a bundle")
+    bundle = figure(r"a bundle of ([\d,]+) MB")
+    assert figure(r"a process takes ([\d,]+) MB") == round(fixed + per_mb * bundle + items * per_item / 1e6)
+    assert figure(r"version ([\d,]+) MB of Redis") == round((users * user + items * item) / 1e6)
+    assert not sizing["quick"] and all(bar["holds"] for bar in sizing["bars"])
 
 
 def test_every_alert_and_every_file_of_the_page_exists() -> None:
