@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.cluster.api_process import ROOT, Api
 from tests.cluster.objects_store import Json
-from tests.cluster.served import ROOT, Api, api_server
+from tests.cluster.served import api_server
 from tests.manifests.conftest import rendered
 
 

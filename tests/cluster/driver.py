@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from components.deployment.rollout.run import canary, promote, roll_back
-from tests.cluster.served import V2, Api, session
+from tests.cluster.api_process import Api
+from tests.cluster.served import V2, session
 
 
 def main(action: str, address: str, kubeconfig: str) -> None:

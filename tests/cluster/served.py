@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -15,16 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from components.deployment.rollout.connect import open_session
 from components.deployment.rollout.objects import VERSION_LABEL, Version, version_at
 from components.deployment.rollout.target import Session
 from components.deployment.rollout.waiting import Waiting
+from tests.cluster.api_process import Api, running
 from tests.cluster.api_server import NAMESPACE
 from tests.cluster.objects_store import Json
 
-ROOT = Path(__file__).resolve().parents[2]
 FAST = Waiting(limit_s=90.0, settle_s=0.6, poll_s=0.1, drain_s=0.6, spread_s=0.6)
 SHORT = Waiting(limit_s=4.0, settle_s=60.0, poll_s=0.1, drain_s=0.6, spread_s=0.6)  # for what never becomes ready
 PLURALS = {
@@ -38,43 +34,12 @@ V1, V2, V3 = (
 )
 
 
-class Api:
-    """The server, and how it is told what to do."""
-
-    def __init__(self, address: str, kubeconfig: Path) -> None:
-        self.address, self.kubeconfig = address, kubeconfig
-
-    def control(self, **change: Any) -> Json:
-        request = urllib.request.Request(f"{self.address}/control", json.dumps(change).encode(), method="PUT")
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            state: Json = json.load(answer)
-            return state
-
-    def objects(self, plural: str) -> dict[str, Json]:
-        """Objects of a kind, by name."""
-        return {value["metadata"]["name"]: value for kind, value in self.control()["store"] if kind == plural}
-
-
 @contextmanager
 def api_server(folder: Path, schemas: Path | None) -> Iterator[Api]:
     """The server as a process, and a kubeconfig for it in ``folder``."""
-    command = [sys.executable, "-m", "tests.cluster.api_server", "" if schemas is None else str(schemas)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout is not None
-    try:
-        address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        config = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": address}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": NAMESPACE}}],
-        }  # fmt: skip
-        (folder / "config").write_text(yaml.safe_dump(config))
-        yield Api(address, folder / "config")
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    argument = "" if schemas is None else str(schemas)
+    with running("tests.cluster.api_server", argument, NAMESPACE, folder) as api:
+        yield api
 
 
 def session(api: Api, *, waiting: Waiting = FAST, said: list[str] | None = None, **change: Any) -> Session:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import components.deployment.rollout.connect as connect_module
+from tests.cluster.api_process import Api
 from tests.cluster.objects_store import Json
-from tests.cluster.served import FAST, V1, V2, Api, install
+from tests.cluster.served import FAST, V1, V2, install
 from thinktwice.cli import main
 
 Overlay = Callable[[str], list[Json]]

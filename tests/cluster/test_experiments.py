@@ -9,8 +9,9 @@ import pytest
 
 from components.deployment.rollout.experiments import ClusterRollout, versions_of_arms
 from components.deployment.rollout.run import canary
+from tests.cluster.api_process import Api
 from tests.cluster.objects_store import Json
-from tests.cluster.served import V1, V2, V3, Api, install, load, session
+from tests.cluster.served import V1, V2, V3, install, load, session
 from tests.cluster.test_rollout import GATEWAY_URL
 from thinktwice.errors import ExperimentError, RolloutError
 from thinktwice.experiment.file import ExperimentFile

@@ -13,8 +13,9 @@ import pytest
 
 from components.deployment.rollout.lock import Lock, State, read_state
 from components.deployment.rollout.run import canary, promote, roll_back, status
+from tests.cluster.api_process import ROOT, Api
 from tests.cluster.objects_store import Json
-from tests.cluster.served import ROOT, V1, V2, V3, Api, install, load, session
+from tests.cluster.served import V1, V2, V3, install, load, session
 from tests.cluster.test_rollout import FORMS
 from thinktwice.errors import RolloutError
 

@@ -33,9 +33,10 @@ from components.deployment.rollout.probe import PATH, Probed, finish_probe, star
 from components.deployment.rollout.run import canary, promote, roll_back, status
 from components.deployment.rollout.target import Session, wait_for_deployment
 from components.deployment.rollout.waiting import Waiting, wait_for
+from tests.cluster.api_process import Api
 from tests.cluster.objects_store import Json
 from tests.cluster.platform import IMAGE
-from tests.cluster.served import FAST, PLURALS, V1, V2, Api, session
+from tests.cluster.served import FAST, PLURALS, V1, V2, session
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.release.rollout import change_coverage, start_experiment, stop_experiment
 

@@ -11,8 +11,9 @@ import pytest
 from components.deployment.rollout.objects import version_at
 from components.deployment.rollout.run import canary, promote, roll_back, status
 from components.deployment.rollout.waiting import Waiting
+from tests.cluster.api_process import Api
 from tests.cluster.objects_store import Json
-from tests.cluster.served import SHORT, V1, V2, Api, install, load, session, until
+from tests.cluster.served import SHORT, V1, V2, install, load, session, until
 from tests.cluster.test_rollout import FORMS, ROUTE_URL, stable_pods
 from thinktwice.errors import RolloutError, ThinktwiceError
 

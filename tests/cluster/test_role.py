@@ -26,8 +26,9 @@ from components.deployment.rollout.objects import (
 )
 from components.deployment.rollout.probe import SCRIPT
 from components.deployment.rollout.run import canary, promote, roll_back
+from tests.cluster.api_process import ROOT, Api
 from tests.cluster.objects_store import Json
-from tests.cluster.served import ROOT, V1, V2, V3, Api, install, session
+from tests.cluster.served import V1, V2, V3, install, session
 from tests.cluster.test_rollout import FORMS
 from tests.manifests import closed_schema, kserve_admission
 from thinktwice.errors import RolloutError

@@ -8,8 +8,9 @@ import pytest
 
 from components.deployment.rollout.run import canary, promote, roll_back, status
 from components.deployment.rollout.waiting import Waiting
+from tests.cluster.api_process import Api
 from tests.cluster.objects_store import Json
-from tests.cluster.served import NAMESPACE, V1, V2, V3, Api, install, load, session
+from tests.cluster.served import NAMESPACE, V1, V2, V3, install, load, session
 from thinktwice.errors import RolloutError
 
 Overlay = Callable[[str], list[Json]]

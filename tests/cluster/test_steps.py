@@ -12,8 +12,9 @@ import components.deployment.rollout.connect as connect_module
 from components.deployment.deploy_to_cluster.component import deploy_to_cluster
 from components.deployment.promote.component import promote
 from components.deployment.rollout.run import status
+from tests.cluster.api_process import ROOT, Api
 from tests.cluster.objects_store import Json
-from tests.cluster.served import FAST, ROOT, V1, V2, V3, Api, install, session
+from tests.cluster.served import FAST, V1, V2, V3, install, session
 from thinktwice.errors import PipelineError, RolloutError
 
 Overlay = Callable[[str], list[Json]]

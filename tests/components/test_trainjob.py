@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +22,7 @@ from components.training.remove_trainjobs.component import remove_trainjobs
 from components.training.steps import StepResult
 from pipelines.nodes import Nodes
 from pipelines.profiles import S3_SECRET, S3_SECRET_KEYS, job_placement
+from tests.cluster.api_process import Api, running
 from tests.components.kubernetes_api import NAMESPACE
 from tests.manifests import closed_schema
 from tests.train.logs import build_small
@@ -94,39 +91,10 @@ def test_a_name_stands_for_a_run_and_its_settings(one: str, other: str, seed: in
 # Against an API server.
 
 
-class Api:
-    """The server, and how it is told what to do."""
-
-    def __init__(self, address: str, kubeconfig: Path) -> None:
-        self.address, self.kubeconfig = address, kubeconfig
-
-    def control(self, **change: Any) -> dict[str, Any]:
-        request = urllib.request.Request(f"{self.address}/control", json.dumps(change).encode(), method="PUT")
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            state: dict[str, Any] = json.load(answer)
-            return state
-
-
 @pytest.fixture(scope="module")
 def server(crds: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    command = [sys.executable, "-m", "tests.components.kubernetes_api", str(crds)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout is not None
-    try:
-        address = f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        config = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": address}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": NAMESPACE}}],
-        }  # fmt: skip
-        path = tmp_path_factory.mktemp("kube") / "config"
-        path.write_text(yaml.safe_dump(config))
-        yield Api(address, path)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    with running("tests.components.kubernetes_api", str(crds), NAMESPACE, tmp_path_factory.mktemp("kube")) as api:
+        yield api
 
 
 @pytest.fixture(scope="module")
