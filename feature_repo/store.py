@@ -164,21 +164,29 @@ def ensure_online(store_dir: Path | str) -> int:
 
     def compared() -> int:
         with open_store(store_dir) as store, quiet():
-            return sum(compare_online(store, spec, store_dir / DATA, end) for spec in specs)
+            return sum(compare_online(store, spec, store_dir / DATA, end, refreshed=True) for spec in specs)
 
     try:
         return compared()
     except FeatureStoreError:
         note("deploy", "the online store had lost its rows: written again")
-    # Feast records materializations in the registry; the registry of a finished store must not change.
+    with over_tables(store_dir, store_dir / DATA) as folder, open_store(folder) as store, feast_engine(folder), quiet():
+        _materialize(store, [view.name for view in info.views], parse_time(info.start), end)
+    return compared()
+
+
+@contextlib.contextmanager
+def over_tables(store_dir: Path, data_dir: Path) -> Iterator[Path]:
+    """A temporary store with the settings and definitions of ``store_dir`` over the tables in ``data_dir``.
+
+    Feast records materializations in the registry, and the registry of a finished store must not change.
+    """
     with tempfile.TemporaryDirectory(prefix="thinktwice-online-") as scratch:
         folder = Path(scratch)
         for name in (SETTINGS_FILE, REGISTRY_FILE):
             shutil.copyfile(store_dir / name, folder / name)
-        (folder / DATA).symlink_to((store_dir / DATA).resolve(), target_is_directory=True)
-        with open_store(folder) as store, feast_engine(folder), quiet():
-            _materialize(store, [view.name for view in info.views], parse_time(info.start), end)
-    return compared()
+        (folder / DATA).symlink_to(data_dir.resolve(), target_is_directory=True)
+        yield folder
 
 
 def _description(store_dir: Path) -> dict[str, Any]:
@@ -232,8 +240,11 @@ def write_config(folder: Path, project: str, online: OnlineStoreKind, redis_addr
 
 
 @contextlib.contextmanager
-def open_store(folder: Path) -> Iterator[FeatureStore]:
+def open_store(folder: Path, *, overwrite: bool = False) -> Iterator[FeatureStore]:
     """Open the Feast store of a folder; its online connection is closed at the end.
+
+    Args:
+        overwrite: a row that is written replaces one of the same or a later time in Redis, which Feast keeps otherwise.
 
     Raises:
         FeatureStoreError: its settings or registry contain disallowed content.
@@ -246,7 +257,10 @@ def open_store(folder: Path) -> Iterator[FeatureStore]:
 
     if (folder / REGISTRY_FILE).exists():
         read_registry(folder / REGISTRY_FILE, Registry, FeatureView)
-    config = RepoConfig(**settings.for_feast(offline=True))
+    values = settings.for_feast(offline=True)
+    if overwrite:
+        values["online_store"]["skip_dedup"] = True
+    config = RepoConfig(**values)
     config.repo_path = folder
     store = FeatureStore(repo_path=str(folder), config=config)
     try:

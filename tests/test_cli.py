@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate",
     "experiment",
     "exposures",
+    "features",
     "feedback",
     "gateway",
     "load",
@@ -136,11 +137,12 @@ ROLL_OUT = (
     *(("experiment", name) for name in ("apply", "collect", "ramp", "serve", "start", "stop")),
     ("bundle", "challenger"), ("bundle", "versions"), ("outcomes",),
 )  # fmt: skip
+FEATURES = (("features", "publish"), ("features", "refresh"))
 #: Options that several commands have, by the commands that have them.
 SHARED = {
     "--state": {
         ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("bundle", "push"), ("runs",), ("runs", "clean"), ("score",),
-        ("serve",), ("skew",), *(("feedback", name) for name in ("run", "import", "replay")), *ROLL_OUT,
+        ("serve",), ("skew",), *(("feedback", name) for name in ("run", "import", "replay")), *FEATURES, *ROLL_OUT,
     },
     "--work": {
         *(("feedback", name) for name in ("run", "import", "replay")),
@@ -148,7 +150,7 @@ SHARED = {
         *(("gateway", name) for name in ("check", "reload", "run", "status")),
         *(("rollout", name) for name in ("apply", "start", "stop")),
         ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("bundle", "push"), ("runs",), ("runs", "clean"), ("runs", "compare"),
-        ("score",), ("serve",), ("skew",), ("exposures",), ("tune",), *ROLL_OUT,
+        ("score",), ("serve",), ("skew",), ("exposures",), ("tune",), *FEATURES, *ROLL_OUT,
     },
     "--bundle": {("drift",), ("evaluate",), ("openapi",), ("score",)},
 }  # fmt: skip
@@ -178,7 +180,7 @@ def test_a_shared_option_is_the_same_everywhere(name: str, commands: dict):
 )
 @pytest.mark.parametrize(
     "command", [["drift", "--log", "x"], ["evaluate"], ["load", "--url", "http://127.0.0.1:1"], ["openapi"], ["serve"],
-                ["skew", "--log", "x"], ["bundle", "push", "--to", "s3://a/b"]],
+                ["skew", "--log", "x"], ["bundle", "push", "--to", "s3://a/b"], ["features", "publish"]],
 )  # fmt: skip
 def test_the_champion_is_looked_for_where_the_options_say(
     command: list[str], arguments: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -16,6 +16,7 @@ def materialize(
     metrics: Output[Metrics],
 ) -> None:
     """Build the feature store of ``feature_version``; ``online_store`` is ``sqlite`` or ``redis``."""
+    from feature_repo.shared_registry import publish, registry_url
     from feature_repo.store import build
 
     info = build(
@@ -25,6 +26,8 @@ def materialize(
         online=online_store,
         redis_address=redis_address,
     )
+    if url := registry_url():
+        publish(feature_store.path, url, feature_store.uri)
     feature_store.metadata.update(
         feature_service=info.feature_service,
         feature_version=info.feature_version,
