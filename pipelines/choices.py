@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from typing import Literal
 
-PipelineName = Literal["training", "experiment"]
+PipelineName = Literal["training", "experiment", "features"]
+LogPipelineName = Literal["training", "features"]  # those that read the user's log

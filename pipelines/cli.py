@@ -1,45 +1,17 @@
 """`thinktwice pipeline`: run the training pipeline here, or compile it for a cluster."""
 
 # Annotations stay real objects here: typer reads them.
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from components.choices import DeployTarget, Profile
-from pipelines.choices import PipelineName
 from pipelines.cluster_cli import schedule, submit, upload
-from pipelines.options import (
-    Backbone,
-    Challenger,
-    Checkpoints,
-    ContinueFrom,
-    CpuPool,
-    GpuPool,
-    Image,
-    Limit,
-    MaxCost,
-    OnlineStore,
-    Paths,
-    PlatformOption,
-    Pretraining,
-    Priority,
-    Queue,
-    Recipe,
-    RedisAddress,
-    SchemaFile,
-    Seed,
-    Settings,
-    Source,
-    Split,
-    Spot,
-    TestDays,
-    TestTime,
-    nodes_of,
-)
-from thinktwice.choices import MAX_COST, ChallengerMode
-from thinktwice.console.options import WORK, Since, State, Until, Work, state_folder
+from pipelines.options import NodeOptions, PipelineOption, RunOptions, arguments_of, nodes_of
+from thinktwice.choices import ChallengerMode
+from thinktwice.console.groups import grouped
+from thinktwice.console.options import WORK, State, Until, Work, state_folder
 from thinktwice.console.output import tell
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
 from thinktwice.errors import PipelineError
@@ -69,27 +41,10 @@ TITLES = {
 
 
 @app.command()
+@grouped
 def run(
-    source: Source = "ml-1m",
-    path: Paths = None,
-    schema: SchemaFile = "",
-    split: Split = "time",
-    test_days: TestDays = 0,
-    recipe: Recipe = "default",
-    backbone: Backbone = "",
-    pretraining: Pretraining = "",
-    settings: Settings = None,
-    checkpoints: Checkpoints = "",
-    continue_from: ContinueFrom = "",
-    test_time: TestTime = "lean",
-    max_cost: MaxCost = MAX_COST,
-    challenger: Challenger = "",
-    seed: Seed = 0,
-    limit: Limit = 0,
-    since: Since = "",
+    options: RunOptions,
     until: Until = "",
-    online_store: OnlineStore = "sqlite",
-    redis_address: RedisAddress = "",
     target: Annotated[
         DeployTarget,
         typer.Option(
@@ -108,34 +63,18 @@ def run(
             f"the profile {profile} needs a cluster: start it there with `thinktwice pipeline submit --host URL --profile {profile}`, or "
             f"compile it with `thinktwice pipeline compile --profile {profile} --out pipeline.yaml`"
         )
-    if not math.isfinite(max_cost):
-        raise PipelineError(f"--max-cost {max_cost:g} is no limit: give a number of at least 1")
-    from pipelines.arguments import RunArguments
-    from pipelines.check import checkpoints_place, chosen_recipe, chosen_split, continued_bundle
+    from pipelines.check import checkpoints_place, continued_bundle
     from pipelines.run import run_local
     from pipelines.summary import print_summary
     from thinktwice.console.processes import terminated_like_interrupted
     from thinktwice.console.stages import StageBoard
     from thinktwice.console.terminal import console_here
-    from thinktwice.data.sources.registry import one_path
 
-    arguments = RunArguments(
-        source=source,
-        source_path=one_path(source, path or []),
-        schema_path=schema,
-        limit=limit,
-        since=since,
-        until=until,
-        seed=seed,
-        split=chosen_split(split, test_days),
-        **chosen_recipe(recipe, backbone, pretraining, settings or []),
-        checkpoints=checkpoints_place(checkpoints),
-        continue_from=continued_bundle(continue_from),
-        test_time_mode=test_time,
-        max_cost=max_cost,
-        challenger=challenger,
-        online_store=online_store,
-        redis_address=redis_address,
+    arguments = arguments_of(
+        options,
+        until,
+        checkpoints=checkpoints_place(options.checkpoints),
+        continue_from=continued_bundle(options.continue_from),
         target=target,
     )
     console = console_here()
@@ -146,7 +85,9 @@ def run(
 
 
 @app.command("compile")
+@grouped
 def compile_(
+    node_options: NodeOptions,
     out: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
     profile: Annotated[Profile, typer.Option(help="Where the tasks will run.")] = "gpu-single",
     kubernetes_manifest: Annotated[
@@ -154,16 +95,7 @@ def compile_(
         typer.Option("--kubernetes-manifest", help="Write Pipeline and PipelineVersion objects for kubectl apply."),
     ] = False,
     namespace: Annotated[str, typer.Option(help="Namespace of those objects.")] = "kubeflow",
-    image: Image = "",
-    pipeline: Annotated[
-        PipelineName, typer.Option(help="Pipeline to compile: training, or a look at a running experiment.")
-    ] = "training",
-    platform: PlatformOption = "pool",
-    gpu_pool: GpuPool = "",
-    cpu_pool: CpuPool = "",
-    spot: Spot = False,
-    queue: Queue = "",
-    priority: Priority = "",
+    pipeline: PipelineOption = "training",
     scheduled: Annotated[
         bool,
         typer.Option("--scheduled", help="For recurring runs: read the log until the time a run is scheduled for."),
@@ -180,9 +112,9 @@ def compile_(
         out,
         kubernetes_manifest=kubernetes_manifest,
         namespace=namespace,
-        image=image or IMAGE,
+        image=node_options.image or IMAGE,
         pipeline=pipeline,
-        nodes=nodes_of(platform, gpu_pool, cpu_pool, spot, queue, priority),
+        nodes=nodes_of(node_options),
         scheduled=scheduled,
     )
     tell(f"wrote {out}")

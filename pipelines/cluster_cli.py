@@ -1,116 +1,84 @@
-"""`thinktwice pipeline submit`, `schedule` and `upload`: the pipeline in Kubeflow Pipelines."""
+"""`thinktwice pipeline submit`, `schedule` and `upload`: the pipelines in Kubeflow Pipelines."""
 
 # Annotations stay real objects here: typer reads them.
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from components.choices import Profile
-from pipelines.choices import PipelineName
+from pipelines.choices import LogPipelineName
 from pipelines.options import (
-    Backbone,
-    Challenger,
-    Checkpoints,
-    ContinueFrom,
-    CpuPool,
     ExperimentName,
-    GpuPool,
-    Host,
-    Image,
-    Limit,
-    MaxCost,
-    OnlineStore,
-    Paths,
-    PlatformOption,
-    Pretraining,
-    Priority,
-    Queue,
-    Recipe,
-    RedisAddress,
-    SchemaFile,
-    Seed,
+    KubeflowOptions,
+    LogPipelineOption,
+    NodeOptions,
+    PipelineOption,
+    RunOptions,
     ServiceAccount,
-    Settings,
     Source,
-    Split,
-    Spot,
-    TestDays,
-    TestTime,
-    UserNamespace,
+    WindowDays,
+    arguments_of,
     nodes_of,
 )
-from thinktwice.choices import MAX_COST, ChallengerMode, OnlineStoreKind, PretrainingOption, SearchMode
-from thinktwice.console.options import Since, Until
+from thinktwice.console.groups import grouped
+from thinktwice.console.options import Until
 from thinktwice.console.output import tell
 from thinktwice.errors import PipelineError, StorageError
 
 if TYPE_CHECKING:
     from pipelines.arguments import RunArguments
+    from pipelines.compile import Compiled
     from pipelines.kubeflow import Parameters
 
 ProfileOption = Annotated[Profile, typer.Option(help="Where the tasks run; every one but local.")]
-EXPERIMENT = "ctr-training"
 
 
+@dataclass(frozen=True)
+class ScheduledOptions(RunOptions):
+    """Those of a run, for a log that grows."""
+
+    source: Source = "log"
+
+
+@grouped
 def submit(
-    host: Host,
-    source: Source = "ml-1m",
-    path: Paths = None,
-    schema: SchemaFile = "",
-    split: Split = "time",
-    test_days: TestDays = 0,
-    recipe: Recipe = "default",
-    backbone: Backbone = "",
-    pretraining: Pretraining = "",
-    settings: Settings = None,
-    checkpoints: Checkpoints = "",
-    continue_from: ContinueFrom = "",
-    test_time: TestTime = "lean",
-    max_cost: MaxCost = MAX_COST,
-    challenger: Challenger = "",
-    seed: Seed = 0,
-    limit: Limit = 0,
-    since: Since = "",
+    kubeflow_options: KubeflowOptions,
+    options: RunOptions,
+    node_options: NodeOptions,
+    pipeline: LogPipelineOption = "training",
     until: Until = "",
-    online_store: OnlineStore = "sqlite",
-    redis_address: RedisAddress = "",
+    window_days: WindowDays = 0,
     profile: ProfileOption = "gpu-single",
-    image: Image = "",
-    platform: PlatformOption = "pool",
-    gpu_pool: GpuPool = "",
-    cpu_pool: CpuPool = "",
-    spot: Spot = False,
-    queue: Queue = "",
-    priority: Priority = "",
-    namespace: UserNamespace = "",
-    experiment: ExperimentName = EXPERIMENT,
+    experiment: ExperimentName = "",
     service_account: ServiceAccount = "",
 ) -> None:
-    """Start a run of the training pipeline in Kubeflow Pipelines, and print the address of its page."""
+    """Start a run of a pipeline in Kubeflow Pipelines, and print the address of its page."""
     from components.step import IMAGE
     from pipelines.compile import compiled
-    from pipelines.kubeflow import check_parameters, connect, stamped
+    from pipelines.kubeflow import connect, stamped
 
-    arguments = _arguments(
-        source, path, schema, split, test_days, recipe, backbone, pretraining, settings, checkpoints, continue_from, test_time, max_cost, challenger, seed, limit, since, until,
-        online_store, redis_address,
-    )  # fmt: skip
-    parameters = _parameters(arguments, profile, _data_version, _continue_version)
-    nodes = nodes_of(platform, gpu_pool, cpu_pool, spot, queue, priority)
-    with compiled(profile, image=image or IMAGE, nodes=nodes) as pipeline, connect(host, namespace) as kubeflow:
-        given = {name: value for name, value in parameters.items() if name in pipeline.parameters}
-        check_parameters(given)
-        version = kubeflow.upload(pipeline)
-        page = kubeflow.submit(version, experiment, stamped(f"{source} {recipe}"), given, service_account)
+    arguments = arguments_of(options, until)
+    parameters = _parameters(arguments, profile, pipeline, window_days, _data_version, _continue_version)
+    with (
+        compiled(profile, image=node_options.image or IMAGE, pipeline=pipeline, nodes=nodes_of(node_options)) as found,
+        connect(kubeflow_options.host, kubeflow_options.namespace) as kubeflow,
+    ):
+        given = _given(parameters, found)
+        version = kubeflow.upload(found)
+        name = f"{options.source} {options.recipe if pipeline == 'training' else pipeline}"
+        page = kubeflow.submit(version, experiment or found.name, stamped(name), given, service_account)
     tell(f"version {version.name}{' (new)' if version.created else ''}")
     typer.echo(page)
 
 
+@grouped
 def schedule(
-    host: Host,
+    kubeflow_options: KubeflowOptions,
+    options: ScheduledOptions,
+    node_options: NodeOptions,
     cron: Annotated[
         str,
         typer.Option(
@@ -119,158 +87,112 @@ def schedule(
         ),
     ],
     name: Annotated[
-        str, typer.Option(help="Name of the schedule; one of this name in the experiment is replaced.")
-    ] = EXPERIMENT,
-    source: Source = "log",
-    path: Paths = None,
-    schema: SchemaFile = "",
-    split: Split = "time",
-    test_days: TestDays = 0,
-    recipe: Recipe = "default",
-    backbone: Backbone = "",
-    pretraining: Pretraining = "",
-    settings: Settings = None,
-    checkpoints: Checkpoints = "",
-    continue_from: ContinueFrom = "",
-    test_time: TestTime = "lean",
-    max_cost: MaxCost = MAX_COST,
-    challenger: Challenger = "",
-    seed: Seed = 0,
-    limit: Limit = 0,
-    since: Since = "",
-    online_store: OnlineStore = "sqlite",
-    redis_address: RedisAddress = "",
+        str,
+        typer.Option(
+            help="Name of the schedule; one of this name in the experiment is replaced.",
+            show_default="the pipeline's name",
+        ),
+    ] = "",
+    pipeline: LogPipelineOption = "training",
+    window_days: WindowDays = 0,
     profile: ProfileOption = "gpu-single",
-    image: Image = "",
-    platform: PlatformOption = "pool",
-    gpu_pool: GpuPool = "",
-    cpu_pool: CpuPool = "",
-    spot: Spot = False,
-    queue: Queue = "",
-    priority: Priority = "",
-    namespace: UserNamespace = "",
-    experiment: ExperimentName = EXPERIMENT,
+    experiment: ExperimentName = "",
     service_account: ServiceAccount = "",
 ) -> None:
-    """Train again and again: a recurring run that reads the log until the time it is scheduled for."""
+    """Run a pipeline again and again: a recurring run that reads the log until the time it is scheduled for."""
     from components.step import IMAGE
     from pipelines.compile import compiled
-    from pipelines.kubeflow import check_parameters, checked_cron, connect
+    from pipelines.kubeflow import checked_cron, connect
 
     times = checked_cron(cron)
     # The log needs a clock; which time is checked does not matter.
-    arguments = _arguments(
-        source, path, schema, split, test_days, recipe, backbone, pretraining, settings, checkpoints, continue_from, test_time, max_cost, challenger, seed, limit, since, "9999-01-01",
-        online_store, redis_address,
-    )  # fmt: skip
+    arguments = arguments_of(options, "9999-01-01")
     # Every cut-off is a cache key of its own, and every run continues from what is then in the bundle's place.
-    parameters = _parameters(arguments, profile, lambda _: "", lambda _: "")
-    nodes = nodes_of(platform, gpu_pool, cpu_pool, spot, queue, priority)
+    parameters = _parameters(arguments, profile, pipeline, window_days, lambda _: "", lambda _: "")
     with (
-        compiled(profile, image=image or IMAGE, nodes=nodes, scheduled=True) as pipeline,
-        connect(host, namespace) as kubeflow,
+        compiled(
+            profile,
+            image=node_options.image or IMAGE,
+            pipeline=pipeline,
+            nodes=nodes_of(node_options),
+            scheduled=True,
+        ) as found,
+        connect(kubeflow_options.host, kubeflow_options.namespace) as kubeflow,
     ):
-        given = {key: value for key, value in parameters.items() if key in pipeline.parameters and key != "until"}
-        check_parameters(given)
-        version = kubeflow.upload(pipeline)
-        made = kubeflow.schedule(version, experiment, name, times, given, service_account)
+        given = {key: value for key, value in _given(parameters, found).items() if key != "until"}
+        version = kubeflow.upload(found)
+        name = name or found.name
+        made = kubeflow.schedule(version, experiment or found.name, name, times, given, service_account)
     tell(f"version {version.name}{' (new)' if version.created else ''}")
     tell(f"schedule {name} {made.change}: {times}, reading the log until the scheduled time")
     typer.echo(made.recurring_run_id)
 
 
+@grouped
 def upload(
-    host: Host,
-    pipeline: Annotated[
-        PipelineName, typer.Option(help="Pipeline to upload: training, or a look at a running experiment.")
-    ] = "training",
+    kubeflow_options: KubeflowOptions,
+    node_options: NodeOptions,
+    pipeline: PipelineOption = "training",
     profile: ProfileOption = "gpu-single",
-    image: Image = "",
-    platform: PlatformOption = "pool",
-    gpu_pool: GpuPool = "",
-    cpu_pool: CpuPool = "",
-    spot: Spot = False,
-    queue: Queue = "",
-    priority: Priority = "",
-    namespace: UserNamespace = "",
 ) -> None:
     """Upload a version of a pipeline to Kubeflow Pipelines, to start it from the UI; a version that is there is left as it is."""
     from components.step import IMAGE
     from pipelines.compile import compiled
     from pipelines.kubeflow import connect
 
-    nodes = nodes_of(platform, gpu_pool, cpu_pool, spot, queue, priority)
     with (
-        compiled(profile, image=image or IMAGE, nodes=nodes, pipeline=pipeline) as found,
-        connect(host, namespace) as kubeflow,
+        compiled(profile, image=node_options.image or IMAGE, nodes=nodes_of(node_options), pipeline=pipeline) as found,
+        connect(kubeflow_options.host, kubeflow_options.namespace) as kubeflow,
     ):
         version = kubeflow.upload(found)
     tell(f"version {version.name} {'uploaded' if version.created else 'is there already'}")
     typer.echo(f"{kubeflow.host}/#/pipelines/details/{version.pipeline_id}/version/{version.version_id}")
 
 
-def _arguments(
-    source: str,
-    path: "list[str] | None",
-    schema: str,
-    split: str,
-    test_days: int,
-    recipe: str,
-    backbone: str,
-    pretraining: PretrainingOption,
-    settings: "list[str] | None",
-    checkpoints: str,
-    continue_from: str,
-    test_time: SearchMode,
-    max_cost: float,
-    challenger: ChallengerMode,
-    seed: int,
-    limit: int,
-    since: str,
-    until: str,
-    online_store: OnlineStoreKind,
-    redis_address: str,
-) -> "RunArguments":
-    from pipelines.arguments import RunArguments
-    from pipelines.check import chosen_recipe, chosen_split
-    from thinktwice.data.sources.registry import one_path
-
-    if not math.isfinite(max_cost):
-        raise PipelineError(f"--max-cost {max_cost:g} is no limit: give a number of at least 1")
-    return RunArguments(
-        source=source,
-        source_path=one_path(source, path or []),
-        schema_path=schema,
-        limit=limit,
-        since=since,
-        until=until,
-        seed=seed,
-        split=chosen_split(split, test_days),
-        **chosen_recipe(recipe, backbone, pretraining, settings or []),
-        checkpoints=checkpoints,
-        continue_from=continue_from,
-        test_time_mode=test_time,
-        max_cost=max_cost,
-        challenger=challenger,
-        online_store=online_store,
-        redis_address=redis_address,
-    )
-
-
 def _parameters(
     arguments: "RunArguments",
     profile: Profile,
+    pipeline: LogPipelineName,
+    window_days: int,
     data_version: "Callable[[RunArguments], str]",
     continue_version: "Callable[[RunArguments], str]",
 ) -> "Parameters":
-    """The parameters of a run in a cluster: the place of the champion and the meaning of deployment are the profile's."""
+    """The parameters of a run in a cluster: the place of the champion and the meaning of deployment are the profile's.
+
+    Raises:
+        PipelineError: an option belongs to another pipeline.
+    """
     from pipelines.check import check_for_cluster
     from pipelines.versions import code_version
 
+    if pipeline == "training" and window_days:
+        raise PipelineError("--window-days belongs to --pipeline features: leave it out")
+    if pipeline == "features":
+        _refuse_training(arguments)
     if note := check_for_cluster(arguments, profile):
         tell(note)
     found = arguments.parameters(code_version(), data_version(arguments), continue_version(arguments))
-    return {name: value for name, value in found.items() if name != "target"}
+    return {**{name: value for name, value in found.items() if name != "target"}, "window_days": window_days}
+
+
+def _refuse_training(arguments: "RunArguments") -> None:
+    """Raise PipelineError if an option of the training is set: the pipeline features would not read it."""
+    from pipelines.arguments import RunArguments
+
+    log = {"source", "source_path", "schema_path", "limit", "since", "until", "seed"}
+    plain = RunArguments.model_validate({}).model_dump()
+    odd = [name for name, value in arguments.model_dump().items() if name not in log and value != plain[name]]
+    if odd:
+        raise PipelineError(f"--pipeline features trains no model, so it has no {', '.join(odd)}: leave the option out")
+
+
+def _given(parameters: "Parameters", pipeline: "Compiled") -> "dict[str, str | int | float]":
+    """The parameters that the pipeline has, checked."""
+    from pipelines.kubeflow import check_parameters
+
+    given = {name: value for name, value in parameters.items() if name in pipeline.parameters}
+    check_parameters(given)
+    return given
 
 
 def _continue_version(arguments: "RunArguments") -> str:

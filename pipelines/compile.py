@@ -15,7 +15,7 @@ from kfp.dsl.graph_component import GraphComponent
 import thinktwice
 from components.choices import Profile
 from components.step import IMAGE
-from pipelines import ctr_experiment, ctr_training
+from pipelines import ctr_experiment, ctr_features, ctr_training
 from pipelines.choices import PipelineName
 from pipelines.nodes import Nodes
 from pipelines.profiles import DEFAULT_NODES
@@ -26,9 +26,13 @@ Builder = Callable[[Profile, str, Nodes], GraphComponent]
 BUILDERS: Mapping[PipelineName, tuple[str, Builder]] = {
     "training": (ctr_training.NAME, ctr_training.build_pipeline),
     "experiment": (ctr_experiment.NAME, ctr_experiment.build_experiment_pipeline),
+    "features": (ctr_features.NAME, ctr_features.build_features_pipeline),
 }
 #: Graphs of the pipelines that read a log until the time that a run is scheduled for.
-SCHEDULED: Mapping[PipelineName, Builder] = {"training": partial(ctr_training.build_pipeline, scheduled=True)}
+SCHEDULED: Mapping[PipelineName, Builder] = {
+    "training": partial(ctr_training.build_pipeline, scheduled=True),
+    "features": partial(ctr_features.build_features_pipeline, scheduled=True),
+}
 
 
 class Compiled(NamedTuple):

@@ -39,6 +39,7 @@ from pipelines.profiles import (
     job_placement,
     pipeline_config,
     with_online_store,
+    with_registry,
 )
 from thinktwice.choices import MAX_COST
 
@@ -167,7 +168,7 @@ def build_pipeline(
                     redis_address=redis_address,
                     code_version=code_version,
                 )
-                with_online_store(configure(features, "cpu"), profile)
+                with_registry(with_online_store(configure(features, "cpu"), profile), profile)
 
                 rows = build_training_set(
                     clean=checked.outputs["clean"],

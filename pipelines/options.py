@@ -1,15 +1,20 @@
 """Options of the commands that run or compile a pipeline: one name, one meaning and one help each."""
 
 # Annotations stay real objects here: typer reads them.
-from typing import TYPE_CHECKING, Annotated
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from components.choices import Platform
-from thinktwice.choices import ChallengerMode, OnlineStoreKind, PretrainingOption, SearchMode
+from pipelines.choices import LogPipelineName, PipelineName
+from thinktwice.choices import MAX_COST, ChallengerMode, OnlineStoreKind, PretrainingOption, SearchMode
+from thinktwice.console.options import Since
 from thinktwice.errors import PipelineError, reason
 
 if TYPE_CHECKING:
+    from pipelines.arguments import RunArguments
     from pipelines.nodes import Nodes
 
 Source = Annotated[
@@ -145,13 +150,115 @@ UserNamespace = Annotated[
         "--namespace", help="Namespace of your profile, where Kubeflow serves several users.", show_default="none"
     ),
 ]
-ExperimentName = Annotated[str, typer.Option("--experiment", help="Experiment in the UI that the runs belong to.")]
+ExperimentName = Annotated[
+    str,
+    typer.Option(
+        "--experiment", help="Experiment in the UI that the runs belong to.", show_default="the pipeline's name"
+    ),
+]
 ServiceAccount = Annotated[
     str, typer.Option(help="Kubernetes service account of the steps.", show_default="that of the installation")
 ]
 
 
-def nodes_of(platform: Platform, gpu_pool: str, cpu_pool: str, spot: bool, queue: str, priority: str) -> "Nodes":
+PipelineOption = Annotated[
+    PipelineName,
+    typer.Option(
+        help="training; experiment, a look at a running experiment; or features, which brings served features up to date."
+    ),
+]
+LogPipelineOption = Annotated[
+    LogPipelineName,
+    typer.Option("--pipeline", help="training, or features, which brings the served features up to date."),
+]
+WindowDays = Annotated[
+    int,
+    typer.Option(
+        min=0, max=3650, help="Of the pipeline features: write only rows of so many days before the end; 0 writes all."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run reads and how it trains; the time until which it reads is an option of each command."""
+
+    source: Source = "ml-1m"
+    path: Paths = None
+    schema: SchemaFile = ""
+    split: Split = "time"
+    test_days: TestDays = 0
+    recipe: Recipe = "default"
+    backbone: Backbone = ""
+    pretraining: Pretraining = ""
+    settings: Settings = None
+    checkpoints: Checkpoints = ""
+    continue_from: ContinueFrom = ""
+    test_time: TestTime = "lean"
+    max_cost: MaxCost = MAX_COST
+    challenger: Challenger = ""
+    seed: Seed = 0
+    limit: Limit = 0
+    since: Since = ""
+    online_store: OnlineStore = "sqlite"
+    redis_address: RedisAddress = ""
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """The image of the steps and the nodes that they run on."""
+
+    image: Image = ""
+    platform: PlatformOption = "pool"
+    gpu_pool: GpuPool = ""
+    cpu_pool: CpuPool = ""
+    spot: Spot = False
+    queue: Queue = ""
+    priority: Priority = ""
+
+
+@dataclass(frozen=True)
+class KubeflowOptions:
+    """Where Kubeflow Pipelines is, and for whom."""
+
+    host: Host
+    namespace: UserNamespace = ""
+
+
+def arguments_of(options: RunOptions, until: str, **changes: Any) -> "RunArguments":
+    """The arguments of a run; ``changes`` replace single ones.
+
+    Raises:
+        PipelineError, DataError: an option is wrong, or two contradict each other.
+    """
+    from pipelines.arguments import RunArguments
+    from pipelines.check import chosen_recipe, chosen_split
+    from thinktwice.data.sources.registry import one_path
+
+    if not math.isfinite(options.max_cost):
+        raise PipelineError(f"--max-cost {options.max_cost:g} is no limit: give a number of at least 1")
+    values: dict[str, Any] = {
+        "source": options.source,
+        "source_path": one_path(options.source, options.path or []),
+        "schema_path": options.schema,
+        "limit": options.limit,
+        "since": options.since,
+        "until": until,
+        "seed": options.seed,
+        "split": chosen_split(options.split, options.test_days),
+        **chosen_recipe(options.recipe, options.backbone, options.pretraining, options.settings or []),
+        "checkpoints": options.checkpoints,
+        "continue_from": options.continue_from,
+        "test_time_mode": options.test_time,
+        "max_cost": options.max_cost,
+        "challenger": options.challenger,
+        "online_store": options.online_store,
+        "redis_address": options.redis_address,
+    }
+    return RunArguments.model_validate(values | changes)
+
+
+def nodes_of(options: NodeOptions) -> "Nodes":
     """The node pools that options name.
 
     Raises:
@@ -162,6 +269,13 @@ def nodes_of(platform: Platform, gpu_pool: str, cpu_pool: str, spot: bool, queue
     from pipelines.nodes import Nodes
 
     try:
-        return Nodes(platform=platform, gpu_pool=gpu_pool, cpu_pool=cpu_pool, spot=spot, queue=queue, priority=priority)
+        return Nodes(
+            platform=options.platform,
+            gpu_pool=options.gpu_pool,
+            cpu_pool=options.cpu_pool,
+            spot=options.spot,
+            queue=options.queue,
+            priority=options.priority,
+        )
     except ValidationError as error:
         raise PipelineError(reason(error)) from error

@@ -16,7 +16,7 @@ from kfp.dsl import PipelineTask
 
 from components.choices import DeployTarget, Profile
 from pipelines.nodes import ACCELERATORS, GPU_RESOURCE, Nodes, Where, cpu_nodes, gpu_nodes, queue_labels
-from thinktwice.release.feature_store import REDIS_ADDRESS, REDIS_PASSWORD
+from thinktwice.release.feature_store import REDIS_ADDRESS, REDIS_PASSWORD, REGISTRY_URL
 
 Role = Literal["train", "cpu", "launch", "effect"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
@@ -46,6 +46,8 @@ S3_SECRET_KEYS = {
 }
 ONLINE_SECRET = "ctr-feature-store"  # noqa: S105  (a name)
 ONLINE_SECRET_KEYS = {"redis-address": REDIS_ADDRESS, "redis-password": REDIS_PASSWORD}
+REGISTRY_SECRET = "thinktwice-feast-registry"  # noqa: S105  (a name)
+REGISTRY_SECRET_KEYS = {"url": REGISTRY_URL}
 USER_ID = 1000  # the unprivileged user of the image
 
 # requests of cpu and memory, limit of memory, longest run in seconds
@@ -89,6 +91,13 @@ def with_online_store(task: PipelineTask, profile: Profile) -> PipelineTask:
     """Give a task the address and the password of the online store, which are no parameters of a run: those are shown to all."""
     if profile != "local":
         kubernetes.use_secret_as_env(task, ONLINE_SECRET, ONLINE_SECRET_KEYS, optional=True)
+    return task
+
+
+def with_registry(task: PipelineTask, profile: Profile) -> PipelineTask:
+    """Give a task the address of the shared registry of features, with its password."""
+    if profile != "local":
+        kubernetes.use_secret_as_env(task, REGISTRY_SECRET, REGISTRY_SECRET_KEYS, optional=True)
     return task
 
 
