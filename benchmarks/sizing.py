@@ -194,9 +194,7 @@ def _processes(folder: Path, quick: bool, client: redis.Redis) -> list[Process]:
     small = SimConfig(rows=12_000, users=1_000, items=500, days=DAYS)
     many = SimConfig(rows=60_000 if quick else 150_000, users=1_000, items=10_000 if quick else 25_000, days=DAYS)
     base = make_world(folder / "world", quick, config=small)
-    wide = make_world(
-        folder / "wide", quick, config=small, sizes=SIZES.model_copy(update={"dim": 512})
-    )
+    wide = make_world(folder / "wide", quick, config=small, sizes=SIZES.model_copy(update={"dim": 512}))
     found = [_process(base, base.store), _process(wide, wide.store)]
     client.flushall()
     write_clean(many, folder / "many" / "clean")

@@ -302,6 +302,8 @@ def test_a_server_with_users(
         (["--source", "sim", "--online-store", "redis", "--redis-address", "r:6379,password=x"], "options of Redis"),
         (["--source", "sim", "--online-store", "redis"], "needs the address of the server"),
         (["--source", "sim", "--profile", "local"], "runs here"),
+        (["--source", "sim", "--window-days", "2"], "belongs to --pipeline features"),
+        (["--source", "sim", "--pipeline", "features", "--recipe", "tiny"], "trains no model, so it has no recipe"),
     ],
 )
 def test_arguments_that_no_cluster_can_use(
