@@ -109,11 +109,13 @@ def doors(draw: st.DrawFn) -> Door:
     user, item = draw(st.booleans()), draw(st.booleans())
     names = iter(draw(st.lists(NAMES, unique_by=str.lower, min_size=3, max_size=6)))
     entities = ["context", *(["user"] if user else []), *(["item"] if item else [])]
-    fields: list[dict[str, Any]] = [{"name": next(names), "kind": draw(st.sampled_from(["categorical", "numeric"]))}]
+    fields: list[dict[str, Any]] = [
+        {"name": next(names), "kind": draw(st.sampled_from(["categorical", "boolean", "numeric"]))}
+    ]
     fields += [
         {
             "name": n,
-            "kind": draw(st.sampled_from(["categorical", "numeric"])),
+            "kind": draw(st.sampled_from(["categorical", "boolean", "numeric"])),
             "entity": draw(st.sampled_from(entities)),
         }
         for n in names
@@ -134,7 +136,7 @@ def doors(draw: st.DrawFn) -> Door:
 
 ODD = st.sampled_from(
     [None, True, False, 0, 1, -1, 3.0, 0.5, -0.0, 1e16, 2.0**53, 2**64 - 1, 2**64, -(2**63) - 1, 1e300, 9.9e299, 3.5e38, 3.4e38, "",
-     " ", "\n", "a", "é", "\x00", "a\x00", "1", " 1.5\n", "1e5", "1e301", "1e39", "nan", "1_0", "0x1", "2024-03-01", "2024-03-01T10:00:00Z\n",
+     " ", "\n", "Yes", " tRUE\t", "off", "a", "é", "\x00", "a\x00", "1", " 1.5\n", "1e5", "1e301", "1e39", "nan", "1_0", "0x1", "2024-03-01", "2024-03-01T10:00:00Z\n",
      "2024-02-30", "2024-03-01 25:00", "2101-01-01", "1969-12-31T23:00:00Z", "20240301", "x" * 512, "x" * 513, [], {}, [None], [""],
      ["a"], [1, 2], [0.5, "1"], [True, 1e39], {"a": 1}, {"timestamp": 0}, 4102444800, 4102444801, 1e9, 999999999.5]
 )  # fmt: skip
@@ -158,7 +160,9 @@ def requests(draw: st.DrawFn, door: Door) -> dict[str, Any]:
     when = "event_time" if any(f.name == "timestamp" for f in fields) else "timestamp"
     times = st.floats(0, 4.1e9) | st.sampled_from(["2024-03-01", "2024-03-01 10:00:00.5+09:00", " 2024-03-01T10Z "])
 
-    def value(kind: str, dim: int) -> Any:
+    def value(kind: str, dim: int, name: str) -> Any:
+        if name in door.schema.boolean_fields:
+            return draw(st.none() | st.sampled_from([True, False, 1, 0, 1.0, "Yes", " off\t", ""]))
         number = st.floats(-1e6, 1e6) | st.sampled_from(["1", " 2.5 ", "", True, 10**20])
         if kind == "categorical":
             return draw(st.none() | IDS | st.just(""))
@@ -175,12 +179,14 @@ def requests(draw: st.DrawFn, door: Door) -> dict[str, Any]:
         out["candidates"] = draw(st.lists(IDS, min_size=1, max_size=3))
         if door.schema.key_of("user") is not None:
             out["user_id"] = draw(IDS)
-        given = {f.name: value(f.kind, f.dim) for f in fields if f.entity == "context" and f.origin == "attribute"}
+        given = {
+            f.name: value(f.kind, f.dim, f.name) for f in fields if f.entity == "context" and f.origin == "attribute"
+        }
         out["context"] = {n: v for n, v in given.items() if draw(st.booleans())}
         if draw(st.booleans()):
             out["context"][when] = draw(times)
     else:
-        row = {f.name: value(f.kind, f.dim) for f in fields if draw(st.booleans())}
+        row = {f.name: value(f.kind, f.dim, f.name) for f in fields if draw(st.booleans())}
         if draw(st.booleans()):
             row[when] = draw(times)
         out["rows"] = [row, {}][: draw(st.integers(1, 2))]
