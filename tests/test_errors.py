@@ -21,7 +21,7 @@ MENDED = {
 } - {"RequestError", "OverloadedError", "RowsLostError"}
 #: Imperatives with which these sentences say what to do.
 VERBS = (
-    "validate|drop|join|log|report|compute|deploy|clean|"
+    "validate|publish|drop|join|log|report|compute|deploy|clean|"
     "add|allow|apply|ask|bless|build|call|change|check|choose|collect|compare|compile|connect|copy|correct|create|"
     "decide|define|delete|describe|download|enable|encode|fill|find|fit|fix|free|get|give|import|include|increase|"
     "ingest|install|keep|leave|list|look|lower|make|materialize|mend|mount|move|name|omit|open|package|pass|plan|"

@@ -100,7 +100,9 @@ def plan_demo(
         if plan.days_needed is not None:
             break
         if per_look * looks > MOST_VISITS:
-            raise ExperimentError(f"an effect of {pace.effect:.0%} cannot be found with {per_look * looks:,} visits")
+            raise ExperimentError(
+                f"an effect of {pace.effect:.0%} cannot be found with {per_look * looks:,} visits: give more visits"
+            )
         looks, look = (2 * looks, look) if looks < MOST_LOOKS else (looks, 2 * look)
     first, last = plan.lines[0], plan.lines[plan.days_needed - 1]
     seconds = plan.days_needed * look
