@@ -101,7 +101,7 @@ def plan_demo(
             break
         if per_look * looks > MOST_VISITS:
             raise ExperimentError(
-                f"an effect of {pace.effect:.0%} cannot be found with {per_look * looks:,} visits: give more visits"
+                f"an effect of {pace.effect:.0%} cannot be found with {per_look * looks:,} visits: choose a larger effect"
             )
         looks, look = (2 * looks, look) if looks < MOST_LOOKS else (looks, 2 * look)
     first, last = plan.lines[0], plan.lines[plan.days_needed - 1]
