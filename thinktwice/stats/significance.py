@@ -52,7 +52,7 @@ def clusters_of(user: np.ndarray) -> np.ndarray:
 def paired_mean(difference: np.ndarray, cluster: np.ndarray, confidence: float = 0.95) -> Interval:
     """Mean of row differences [R] with a cluster-robust interval (Student t with G - 1 degrees of freedom)."""
     mean = float(difference.mean())
-    return _interval(mean, (difference - mean) / len(difference), cluster, confidence)
+    return influence_interval(mean, (difference - mean) / len(difference), cluster, confidence)
 
 
 def paired_auc(
@@ -66,7 +66,7 @@ def paired_auc(
         return Interval(float("nan"), float("nan"), float("nan"))
     area_a, influence_a = auc_influence(label, first)
     area_b, influence_b = auc_influence(label, second)
-    return _interval(area_b - area_a, influence_b - influence_a, cluster, confidence)
+    return influence_interval(area_b - area_a, influence_b - influence_a, cluster, confidence)
 
 
 def auc_interval(label: np.ndarray, score: np.ndarray, cluster: np.ndarray, confidence: float = 0.95) -> Interval:
@@ -74,7 +74,7 @@ def auc_interval(label: np.ndarray, score: np.ndarray, cluster: np.ndarray, conf
     if label.min() == label.max():
         return Interval(float("nan"), float("nan"), float("nan"))
     area, influence = auc_influence(label, score)
-    return _interval(area, influence, cluster, confidence)
+    return influence_interval(area, influence, cluster, confidence)
 
 
 def clustered_error(influence: np.ndarray, cluster: np.ndarray) -> float:
@@ -178,11 +178,18 @@ def bootstrap_differences(
     return result
 
 
-def _interval(value: float, influence: np.ndarray, cluster: np.ndarray, confidence: float) -> Interval:
+def influence_interval(
+    value: float, influence: np.ndarray, cluster: np.ndarray, confidence: float = 0.95, freedom: int | None = None
+) -> Interval:
+    """Interval of an estimate from the contribution of every row to its error [R], summed by cluster.
+
+    Student t with ``freedom`` degrees of freedom, by default G - 1; unbounded with none.
+    """
     groups = int(cluster.max(initial=0)) + 1
-    if groups < 2:
+    freedom = groups - 1 if freedom is None else freedom
+    if groups < 2 or freedom < 1:
         return Interval(value, float("-inf"), float("inf"))
-    reach = float(stats.t.ppf(0.5 + confidence / 2, groups - 1)) * clustered_error(influence, cluster)
+    reach = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * clustered_error(influence, cluster)
     return Interval(value, value - reach, value + reach)
 
 
