@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, known_auc, logits_of
 from thinktwice.train.record import (
+    PRETRAINING_FILE,
     TRAINING_FILE,
     ChosenRecord,
     EvalRecord,
@@ -193,6 +195,8 @@ def finetune(
     with atomic_dir(out_dir) as folder:
         write_model(folder, done.model, info)
         record.write(folder / TRAINING_FILE)
+        if init_dir is not None and (before := Path(init_dir) / TRAINING_FILE).is_file():
+            shutil.copyfile(before, folder / PRETRAINING_FILE)
     if saved is not None:
         saved.remove()
     valid_auc = UNDEFINED if done.valid_auc is None else f"{done.valid_auc:.4f}"

@@ -8,6 +8,9 @@ from thinktwice.train.config import Augmentation, FinetuneConfig
 from thinktwice.versioned import Record, ResultFile
 
 TRAINING_FILE = "training.json"
+PRETRAINING_FILE = (
+    "pretraining.json"  # the record of the pre-training that the model started from, as pre-training wrote it
+)
 
 Init = Literal["pretrained", "random", "continued"]  # continued: from the model of an earlier bundle
 
