@@ -163,3 +163,18 @@ def number(value: float, ticks: Sequence[float]) -> str:
     if abs(round(step, decimals) - step) > 1e-9 * max(step, 1e-12):
         decimals += 1  # steps of 2.5
     return f"{value:,.{decimals}f}".replace("-0" + "." + "0" * decimals if decimals else "-0", "0")
+
+
+def spark_line(points: Sequence[tuple[float, float]], *, width: int = 120, height: int = 26) -> Drawing:
+    """A line without axes for a table cell, from its lowest to its highest value; hovering shows both ends."""
+    if not points:
+        return Drawing(width, height, "", (), fixed=True)
+    xs, ys = zip(*points, strict=True)
+    reach_x, reach_y = max(xs) - min(xs) or 1.0, max(ys) - min(ys) or 1.0
+    placed = [
+        (4 + (x - min(xs)) / reach_x * (width - 8), height - 4 - (y - min(ys)) / reach_y * (height - 8))
+        for x, y in points
+    ]
+    end = shape("circle", cx=placed[-1][0], cy=placed[-1][1], r=2.6, fill=INK)
+    tip = f"{ys[0]:.4f} to {ys[-1]:.4f}"
+    return Drawing(width, height, tip, [group(tip, polyline(placed, "#2f6fdb", width=1.6), end)], fixed=True)
