@@ -31,6 +31,22 @@ from thinktwice.evaluate.extra_work_record import (
     Uplift,
     UpliftCurve,
 )
+from thinktwice.evaluate.findings.record import (
+    Baseline,
+    Comparison,
+    FieldGroup,
+    FieldImportance,
+    Findings,
+    Importance,
+    Learning,
+    PartQuality,
+    Pretraining,
+    RestoredField,
+    SliceKind,
+    Weakness,
+    WeakSlice,
+)
+from thinktwice.pretrain.record import DifficultyRecord
 from thinktwice.stats.significance import Interval
 from thinktwice.testtime.modes import preset
 from thinktwice.testtime.report import Evidence, HalfRows, Quality, TestTimeReport, TriedCandidate, TrunkChoice
@@ -146,6 +162,68 @@ EXTRA_WORK = ExtraWork(
     references=(reference("shuffled_counts", "gate"),),
     uplift=uplift("gate"),
 )
+NO_INTERVAL = MeasuredInterval(value=None, low=None, high=None, significant=False)
+
+
+def importance(name: str, group: FieldGroup = "user") -> Importance:
+    return Importance(name=name, group=group, auc=CHANGE, logloss=CHANGE)
+
+
+def weak_slice(name: str, kind: SliceKind = "category") -> WeakSlice:
+    return WeakSlice(
+        name=name, kind=kind, rows=9, click_rate=0.2, predicted=0.3, logloss=0.5, auc=CHANGE, auc_gap=TESTED, bias=TESTED,
+    )  # fmt: skip
+
+
+def restored(name: str, *, loss: float = 1.0, weight: float = 2.0) -> RestoredField:
+    difficulty = DifficultyRecord(start=1.0, end=0.5, weight=weight, equilibrium=0.5)
+    return RestoredField(
+        name=name, losses=(2.0, None, loss), weights=(1.0, 1.1, weight), entropy=2.0, difficulty=difficulty
+    )
+
+
+BASELINE = Baseline(
+    name="popularity", rows=9, strength=3.0, auc=CHANGE, logloss=0.6, auc_change=CHANGE, logloss_change=CHANGE
+)
+PART = PartQuality(rows=9, auc=0.7, logloss=0.5)
+FINDINGS = Findings(
+    headline="The model beats both baselines.",
+    good=True,
+    comparison=Comparison(
+        auc=MeasuredInterval(value=0.7, low=0.6, high=0.8, significant=True),
+        logloss=0.5,
+        baselines=(BASELINE, BASELINE.model_copy(update={"name": "logistic regression"})),
+        missing=("There is no popularity.",),
+        sentence="Against popularity it is better.",
+    ),
+    learning=(
+        Learning(trunk="plain", kept=1.0, steps_per_epoch=3, train=PART, valid=PART, test=PART, sentence="Kept."),
+    ),
+    importance=FieldImportance(
+        metric="auc",
+        rows=9,
+        repeats=2,
+        groups=(importance("user"), importance("item", "item")),
+        fields=(importance("user_id"), importance("age"), importance("item_id", "item")),
+        sentence="The model relies on user_id.",
+    ),
+    weakness=Weakness(
+        rows=9, slices=(weak_slice("new user", "novelty"), weak_slice("site = s1")), sentence="1 of 2 slices."
+    ),
+    pretraining=Pretraining(
+        kind="hetegenctr",
+        balancing="kendall",
+        epochs=(0.5, 1.0, 1.5),
+        label=(0.7, 0.6, 0.6),
+        fields=(restored("user_id"), restored("item_id", loss=3.0, weight=0.5)),
+        by_class={"click": {"click": 1.0, "no click": 1.1, "hidden": 1.0}},
+        correlation=-1.0,
+        summary="Fields are restored.",
+        classes="Classes differ.",
+        equilibrium="Weights are near.",
+        sign="Hard fields get less weight.",
+    ),
+)
 FACTS = PartFacts(rows=9, click_rate=0.2, window=("2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"))
 EVALUATION = TrainingEvaluation(
     format=TrainingEvaluation.FORMAT,
@@ -169,7 +247,8 @@ EVALUATION = TrainingEvaluation(
     curves={
         "plain": (
             CurvePoint(epoch=0.5, train_logloss=0.6, valid_logloss=0.6),
-            CurvePoint(epoch=1.0, train_logloss=0.5, valid_logloss=0.6),
+            CurvePoint(epoch=1.0, train_logloss=0.5, valid_logloss=0.6, valid_auc=0.7),
         )
     },
+    findings=FINDINGS,
 )

@@ -19,6 +19,7 @@ from thinktwice.evaluate.evaluation import DataFacts
 from thinktwice.evaluate.extra_work_record import SliceSize
 from thinktwice.evaluate.report import render as evaluation_page
 from thinktwice.evaluate.report_extra import CONTROLS
+from thinktwice.evaluate.report_findings import SHOWN_FIELDS, SHOWN_SLICES
 from thinktwice.monitor.drift import DriftReport, Shift
 from thinktwice.monitor.drift_page import render as drift_page
 from thinktwice.monitor.skew import FieldSkew, SkewReport
@@ -86,6 +87,35 @@ def evaluation(t: Texts) -> str:
     slices = {
         kind: tuple(samples.part(t(f"{kind}{i}")) for i in range(2)) for kind in ("deciles", "slices", "scenarios")
     }
+    known = samples.FINDINGS
+    assert known.pretraining is not None
+    found = known.model_copy(
+        update={
+            "headline": t("headline"),
+            "comparison": known.comparison.model_copy(update={"missing": (t("missing"),), "sentence": t("against")}),
+            "learning": tuple(one.model_copy(update={"sentence": t("learned")}) for one in known.learning),
+            "importance": known.importance.model_copy(
+                update={
+                    "sentence": t("matter"),
+                    "groups": (samples.importance(t("group")),),
+                    "fields": tuple(samples.importance(t("field")) for _ in range(SHOWN_FIELDS + 2)),
+                }
+            ),
+            "weakness": known.weakness.model_copy(
+                update={
+                    "sentence": t("weak"),
+                    "slices": tuple(samples.weak_slice(t("slice")) for _ in range(SHOWN_SLICES + 2)),
+                }
+            ),
+            "pretraining": known.pretraining.model_copy(
+                update={
+                    "fields": tuple(samples.restored(t("restored"), loss=1.0 + i) for i in range(2)),
+                    "by_class": {t("class"): {"click": 1.0}},
+                    **{name: t(name) for name in ("summary", "classes", "equilibrium", "sign")},
+                }
+            ),
+        }
+    )
     return evaluation_page(
         samples.EVALUATION.model_copy(
             update={
@@ -94,6 +124,7 @@ def evaluation(t: Texts) -> str:
                 "columns": tuple(samples.column(key, t("label")) for key in keys),
                 "extra_work": work,
                 "test_time": report,
+                "findings": found,
                 **slices,
             }
         ),

@@ -13,6 +13,7 @@ from thinktwice.evaluate.evaluation import Evaluation
 from thinktwice.evaluate.from_bundle import evidence_of_test, score_bundle
 from thinktwice.evaluate.measure import measure
 from thinktwice.evaluate.report import render
+from thinktwice.evaluate.tidy import TABLE_FILE, to_csv
 from thinktwice.evaluate.verdict import compared
 from thinktwice.files import atomic_dir
 from thinktwice.release.bundle import EVALUATION_FILE, REPORT_FILE, Bundle, load_bundle
@@ -74,6 +75,7 @@ def evaluate_bundles(
     if out_dir is not None:
         with atomic_dir(out_dir) as folder:
             content.write(folder / EVALUATION_FILE)
+            (folder / TABLE_FILE).write_text(to_csv(content), encoding="utf-8", newline="")
             (folder / REPORT_FILE).write_text(render(content), encoding="utf-8")
     return content
 

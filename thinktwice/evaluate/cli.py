@@ -22,7 +22,9 @@ def evaluate(
         typer.Option(help="Training set folder with the test rows.", show_default="that of the last run in --work"),
     ] = None,
     against: Annotated[Path | None, typer.Option(help="Folder of a second bundle, evaluated on the same rows.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and report.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.html, evaluation.json and evaluation.csv.")
+    ] = None,
     state: State = None,
     work: Work = WORK,
 ) -> None:

@@ -12,9 +12,11 @@ from thinktwice.errors import BundleError
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.evaluation import CurvePoint, DataFacts, PartFacts, TrainingEvaluation
 from thinktwice.evaluate.extra_work import extra_work, fitting_rows, subsample, subsample_index
+from thinktwice.evaluate.findings.measure import Shipped, findings
 from thinktwice.evaluate.measure import ScoreColumn, measure, operating_point
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.thought_twice import thought_twice
+from thinktwice.evaluate.tidy import TABLE_FILE, to_csv
 from thinktwice.evaluate.verdict import verdict_lines
 from thinktwice.files import atomic_dir, write_json
 from thinktwice.progress import note
@@ -47,9 +49,10 @@ class EvaluatedRun:
     candidate_timings: dict[str, float]
 
     def write(self, out_dir: Path | str) -> None:
-        """Write ``evaluation.json``, ``report.html`` and ``timings.json``."""
+        """Write ``evaluation.json``, ``evaluation.csv``, ``report.html`` and ``timings.json``."""
         with atomic_dir(out_dir) as folder:
             self.content.write(folder / EVALUATION_FILE)
+            (folder / TABLE_FILE).write_text(to_csv(self.content), encoding="utf-8", newline="")
             write_json(folder / TIMINGS_FILE, {"time_ratio": self.timings, "candidates": self.candidate_timings})
             (folder / REPORT_FILE).write_text(render(self.content), encoding="utf-8")
 
@@ -139,6 +142,15 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
     ships = next(c for c in columns if c.key == shipped)
     index = subsample_index(test)
     uncertain = slices.uncertain(data, rows, test, test_time.reliability)
+    ships_config = config if report.accepted else OFF
+    found = findings(
+        data,
+        trunks,
+        Shipped(subjects[trunk], ships_config, ships.logit, ships.passes),
+        test,
+        rows,
+        test_time.reliability,
+    )
     content = TrainingEvaluation(
         **dict(measures),
         format=TrainingEvaluation.FORMAT,
@@ -159,7 +171,8 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
         operating_point=operating_point(test.label, ships.probability, data.info.parts["train"].click_rate),
         data=data_facts(data),
         curves={name: curve for name, opened in trunks.items() if (curve := _curve(opened))},
-        verdict=tuple(verdict_lines(measures, report, shipped)),
+        findings=found,
+        verdict=tuple(verdict_lines(measures, report, shipped, found.headline)),
         thought_twice=None
         if report.best is None
         else thought_twice(
@@ -190,7 +203,8 @@ def data_facts(data: TrainingSet) -> DataFacts:
 
 
 def _curve(trunk: Trunk) -> tuple[CurvePoint, ...]:
-    """Epoch, training and validation logloss of a model's training, if there is a record of it."""
+    """The evaluations on validation during a model's training, if there is a record of it."""
     return tuple(
-        CurvePoint(epoch=p.epoch, train_logloss=p.train_logloss, valid_logloss=p.valid_logloss) for p in trunk.curve
+        CurvePoint(epoch=p.epoch, train_logloss=p.train_logloss, valid_logloss=p.valid_logloss, valid_auc=p.valid_auc)
+        for p in trunk.curve
     )

@@ -12,6 +12,7 @@ from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set_info import Novelty, PartName
 from thinktwice.errors import BundleError
 from thinktwice.evaluate.extra_work_record import ExtraWork, ThoughtTwice
+from thinktwice.evaluate.findings.record import Findings
 from thinktwice.release.bundle import EVALUATION_FILE, REPORT
 from thinktwice.testtime.report import TestTimeReport, TrunkName
 from thinktwice.versioned import MeasuredInterval, Record, ResultFile, SparseRecord, read_result
@@ -149,17 +150,19 @@ class OperatingPoint(Record):
     confusion: tuple[tuple[int, int], tuple[int, int]]
 
 
-class CurvePoint(Record):
-    """An evaluation on validation during training."""
+class CurvePoint(SparseRecord):
+    """An evaluation on validation during training; ``valid_auc`` is absent with one class, and from files of earlier versions."""
 
     epoch: float
     train_logloss: float
     valid_logloss: float
+    valid_auc: float | None = None
 
 
 class TrainingEvaluation(Evaluation):
     """The evaluation of a training run, part of its bundle. ``trunk`` names the weights that ship; ``curves`` by trunk, if its
-    training was recorded. ``thought_twice`` is of the best candidate; None if there is none, and in files of earlier versions."""
+    training was recorded. ``thought_twice`` is of the best candidate; None if there is none, and in files of earlier versions. So is
+    ``findings``, what the report says first, in the latter."""
 
     trunk: TrunkName
     test_time: TestTimeReport
@@ -167,6 +170,7 @@ class TrainingEvaluation(Evaluation):
     operating_point: OperatingPoint
     curves: dict[TrunkName, tuple[CurvePoint, ...]]
     thought_twice: ThoughtTwice | None = None
+    findings: Findings | None = None
 
 
 def recorded_evaluation(bundle_dir: Path | str) -> TrainingEvaluation:

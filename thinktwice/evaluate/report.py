@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from thinktwice.evaluate.evaluation import Evaluation, MeasuredColumn, MetricName, Slice, TrainingEvaluation
 from thinktwice.evaluate.report_extra import extra_values
+from thinktwice.evaluate.report_findings import findings_values
 from thinktwice.pages import templates
 from thinktwice.pages.charts import Mark, Series, dot_chart, line_chart
 from thinktwice.pages.drawing import Drawing
@@ -59,7 +60,7 @@ def render(
     page = templates.render(
         Path(__file__).parent,
         "report.html",
-        title=f"{content.data.schema_name}: is thinking twice worth it here?",
+        title=f"{content.data.schema_name}: how good is the model?",
         subtitles=[_subtitle(content)],
         content=content,
         timings=timings,
@@ -74,6 +75,7 @@ def render(
             "scenarios": _slices(content, colors, content.scenarios),
         },
         curves=_curves(content, colors),
+        **findings_values(content, colors),
         **extra_values(content, candidate_timings or {}),
     )
     return str(page)

@@ -7,11 +7,16 @@ import polars as pl
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
+from thinktwice.data.vocabulary import NULL
 from thinktwice.schema import LogSchema
+from thinktwice.schema.times import derive
 from thinktwice.testtime.reliability import Reliability
 
 MIN_ROWS = 50  # minimum rows in a slice, and outside it
 MAX_SCENARIOS = 8  # the largest ones; a log may have hundreds
+MAX_CATEGORIES = 20  # of a field whose values are slices
+HOURS = 4  # of a slice of the day
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
 def cold_start(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]:
@@ -104,3 +109,35 @@ def support_deciles(reliability: Reliability, rows: EncodedRows) -> list[tuple[s
         if mask.sum() >= MIN_ROWS:
             out.append((name, mask))
     return out
+
+
+def categories(data: TrainingSet, rows: EncodedRows) -> dict[str, np.ndarray]:
+    """Masks [R] of the rows with each value of the categorical fields of few values, unknown ones included; ids are no such
+    fields, and neither is the hour (:func:`hours`)."""
+    out: dict[str, np.ndarray] = {}
+    weekdays = {field.name for field in data.schema.fields if field.derived == "weekday"}
+    for column, field in enumerate(data.encoder.columns):
+        size = data.encoder.num_values[column]
+        if field.kind != "categorical" or field.origin == "key" or size > MAX_CATEGORIES + 1:
+            continue
+        for index in range(size):
+            value = data.encoder.value_of(field.name, index)
+            out[f"{field.name} {_words(value, field.name in weekdays)}"] = rows.ids[:, column] == index
+    return _informative(out)
+
+
+def _words(value: str | None, is_weekday: bool) -> str:
+    if value is None:
+        return "is not known"
+    if value == NULL:
+        return "is missing"
+    return f"= {DAYS[int(value)]}" if is_weekday else f"= {value}"
+
+
+def hours(data: TrainingSet, rows: EncodedRows) -> dict[str, np.ndarray]:
+    """Masks [R] of the rows by local hour, in blocks of four; empty for a log without a clock."""
+    if data.schema.time.format == "order":
+        return {}
+    block = derive("hour", data.schema.zone.local(rows.time)) // HOURS
+    named = {f"{start:02d}:00 to {start + HOURS:02d}:00": block == start // HOURS for start in range(0, 24, HOURS)}
+    return _informative(named)

@@ -12,9 +12,9 @@ JUDGED: tuple[tuple[MetricName, str, int], ...] = (
 )  # direction of improvement
 
 
-def verdict_lines(measures: Measures, report: TestTimeReport, shipped: str) -> list[str]:
-    """One sentence each: what ships (``shipped``, the key of a column), the effect of pre-training, the effect of test-time
-    work."""
+def verdict_lines(measures: Measures, report: TestTimeReport, shipped: str, headline: str = "") -> list[str]:
+    """One sentence each: what ships (``shipped``, the key of a column), ``headline`` (is it good), the effect of pre-training, the
+    effect of test-time work."""
     labels = {c.key: c.label for c in measures.columns}
     auc = measures.column(shipped).metrics.auc
     quality = (
@@ -22,6 +22,8 @@ def verdict_lines(measures: Measures, report: TestTimeReport, shipped: str) -> l
     )
     tail = "" if shipped == "test_time" else ", without test-time work"
     lines = [f"The {labels[shipped]} model ships{tail}: on {measures.rows:,} test rows {quality}."]
+    if headline:
+        lines.append(headline)
     if "pretrained" in labels:
         lines.append(compared(measures, "pretrained", "plain", "Pre-training"))
     lines.append(report.sentence)

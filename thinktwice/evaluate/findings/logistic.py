@@ -1,0 +1,102 @@
+"""One-hot logistic regression: a weight for every value of every field, by L-BFGS on a sparse matrix.
+
+scikit-learn's ``LogisticRegression`` is no dependency of the library; equal to it by test. Shapes: R rows, D weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from thinktwice.data.encoded import EncodedRows, table_offsets
+from thinktwice.models.fields import FieldSpace
+from thinktwice.stats.metrics import logloss
+
+PRIORS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # variances of a weight, the strongest L2 first
+MAX_ENTRIES = 30_000_000  # of the matrix: some 400 MB
+CHUNK = 100_000  # rows of a matrix that is only scored
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weights [D + 1], the bias last, and the prior variance that validation chose."""
+
+    fields: FieldSpace
+    weights: np.ndarray
+    prior: float
+
+    def logits(self, rows: EncodedRows) -> np.ndarray:
+        """Log-odds [R]."""
+        chunks = (rows.take(slice(at, at + CHUNK)) for at in range(0, max(len(rows), 1), CHUNK))
+        parts = [design(chunk, self.fields) @ self.weights[:-1] + self.weights[-1] for chunk in chunks]
+        return np.concatenate(parts)
+
+
+def affordable_rows(fields: FieldSpace) -> int:
+    """Number of rows whose matrix is small enough."""
+    return MAX_ENTRIES // max(1, len(fields.columns) + sum(fields.sequence_lengths) + sum(fields.vector_dims))
+
+
+def fit(train: EncodedRows, valid: EncodedRows, fields: FieldSpace) -> Fitted:
+    """Fit with ever weaker L2, each from the weights of the last, for as long as the validation logloss falls."""
+    matrix, label = design(train, fields), train.label.astype(np.float64)
+    best: tuple[float, Fitted] | None = None
+    weights = np.zeros(matrix.shape[1] + 1)
+    for prior in PRIORS:
+        weights = minimised(matrix, label, prior, weights)
+        fitted = Fitted(fields, weights, prior)
+        loss = logloss(valid.label, fitted.logits(valid))
+        if best is not None and loss >= best[0]:
+            break
+        best = loss, fitted
+    assert best is not None
+    return best[1]
+
+
+def minimised(matrix: sparse.csr_matrix, label: np.ndarray, prior: float, start: np.ndarray) -> np.ndarray:
+    """Weights [D + 1] that minimise the sum of the loglosses plus |w|² / (2 prior); the bias is free."""
+    rows = len(label)
+    transposed = matrix.T
+
+    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        z = matrix @ weights[:-1] + weights[-1]
+        error = (expit(z) - label) / rows
+        pull = weights[:-1] / (prior * rows)
+        value = float(np.mean(np.logaddexp(0.0, z) - label * z) + 0.5 * pull @ weights[:-1])
+        return value, np.append(transposed @ error + pull, error.sum())
+
+    found = minimize(
+        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "ftol": 1e-7, "gtol": 1e-5}
+    )
+    return np.asarray(found.x)
+
+
+def design(rows: EncodedRows, fields: FieldSpace) -> sparse.csr_matrix:
+    """The rows [R, D]: 1 for the value of a column, 1 / n for each of the n values of a sequence, the numbers of a vector over its
+    length; a missing vector is 0."""
+    number, columns = rows.ids.shape
+    blocks = [_one_hot(rows.ids + table_offsets(fields.num_values), sum(fields.num_values))] if columns else []
+    for name, size in zip(fields.sequences, fields.values_of_sequences, strict=True):
+        blocks.append(_shares(rows.sequences[name], size))
+    for name in fields.vectors:
+        values = np.nan_to_num(rows.vectors[name].astype(np.float64))
+        blocks.append(sparse.csr_matrix(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)))
+    return sparse.csr_matrix(sparse.hstack(blocks, format="csr")) if blocks else sparse.csr_matrix((number, 0))
+
+
+def _one_hot(positions: np.ndarray, size: int) -> sparse.csr_matrix:
+    rows, columns = positions.shape
+    starts = np.arange(0, rows * columns + 1, columns)
+    return sparse.csr_matrix((np.ones(rows * columns), positions.ravel(), starts), shape=(rows, size))
+
+
+def _shares(values: np.ndarray, size: int) -> sparse.csr_matrix:
+    known = values > 0
+    counts = known.sum(axis=1)
+    starts = np.append(0, np.cumsum(counts))
+    share = np.repeat(1.0 / np.maximum(counts, 1), counts)
+    return sparse.csr_matrix((share, values[known], starts), shape=(len(values), size))
