@@ -102,7 +102,7 @@ class Recorder:
         return outputs, result
 
     def _hand_out_report(self, task_name: str, outputs: dict[str, Any], start: int) -> None:
-        """Copy the HTML report of a step to the reports folder, and print its path if the step printed a message.
+        """Copy the HTML report of a step and its numbers to the reports folder, and print its path if the step printed a message.
 
         KFP names a report without a suffix, and a browser shows such a file as text.
         """
@@ -111,6 +111,10 @@ class Recorder:
         target = Path(self._reports[task_name])
         with atomic_file(target) as temporary:
             shutil.copyfile(outputs["report"].path, temporary)
+        numbers = sorted(Path(outputs["numbers"].path).iterdir()) if "numbers" in outputs else []
+        for file in numbers:  # the numbers of the report, as JSON and CSV
+            with atomic_file(target.with_suffix(file.suffix)) as temporary:
+                shutil.copyfile(file, temporary)
         if any(kind == "message" for kind, _ in said_since(self._progress_file, start)):
             progress.tell(TASK_PREFIX + task_name, f"full report: {shown(target)}")
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 from kfp import dsl, local
@@ -13,7 +14,7 @@ from components.evaluation.evaluate.component import evaluate
 from components.evaluation.fit_test_time.component import fit_test_time
 from tests.testtime import world
 from thinktwice.data.training_set import load_training_set
-from thinktwice.evaluate.evaluation import recorded_evaluation
+from thinktwice.evaluate.evaluation import read_evaluation, recorded_evaluation
 from thinktwice.evaluate.package import model_version
 from thinktwice.files import read_json
 from thinktwice.release.bundle import load_bundle
@@ -32,6 +33,7 @@ def test_writes_the_bundle_and_finite_metrics(finished: Path, tmp_path: Path, na
     report = HTML(name="report", uri=str(tmp_path / "report.html"), metadata={})
     metrics = Metrics(name="metrics", uri=str(tmp_path / "metrics"), metadata={})
     classification = ClassificationMetrics(name="classification", uri=str(tmp_path / "classification"), metadata={})
+    numbers = Artifact(name="numbers", uri=str(tmp_path / "numbers"), metadata={})
     evaluate.python_func(
         Dataset(uri=str(finished / "set")),
         Model(uri=str(finished / ("plain" if name == "good" else "bad"))),
@@ -47,6 +49,7 @@ def test_writes_the_bundle_and_finite_metrics(finished: Path, tmp_path: Path, na
         report,
         metrics,
         classification,
+        numbers,
     )
     loaded = load_bundle(bundle.path)
     data = load_training_set(finished / "set")
@@ -64,6 +67,12 @@ def test_writes_the_bundle_and_finite_metrics(finished: Path, tmp_path: Path, na
     for column in written.columns:
         assert metrics.metadata[f"{column.key}_auc"] == column.metrics.auc
     assert np.isfinite([v for v in metrics.metadata.values()]).all()
+
+    assert read_evaluation(Path(numbers.path) / "evaluation.json") == written
+    table = pl.read_csv(Path(numbers.path) / "evaluation.csv")
+    shipped = table.filter(section="shipped", metric="auc")["value"].item()
+    assert shipped == written.findings.comparison.auc.value
+    assert shipped == pytest.approx(written.column(written.shipped).metrics.auc, abs=1e-12)
 
     roc = classification.metadata["confidenceMetrics"]
     assert 2 < len(roc) <= 200

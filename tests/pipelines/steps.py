@@ -114,6 +114,7 @@ def run_steps(
         evaluate.python_func(
             *models, made["test_time"], snapshot_id, feature_version, "tiny", test_time, seed, "test",
             out("bundle"), out("page"), out("metrics_evaluate", dsl.Metrics), out("metrics_roc", dsl.ClassificationMetrics),
+            out("numbers"),
         )  # fmt: skip
         step = "bless"
         blessed = bless.python_func(

@@ -77,6 +77,9 @@ def test_a_good_model_of_ones_own_log_is_deployed(first: tuple[RunResult, Events
     assert auc["plain"] > 0.7  # the pattern of the log is worth 0.8
     for report in (result.data_report, result.model_report):
         assert (report.suffix == ".html" and "<svg" in report.read_text()) or report == result.data_report
+    assert read_json(result.model_report.with_suffix(".json")) == evaluation
+    assert result.model_report.with_suffix(".csv").read_text().startswith("section,subject,metric,value,")
+    assert evaluation["findings"]["pretraining"]["kind"] == "dgenctr"
     assert read_json(work / LAST_RUN)["blessed"] is True
     # Every kind of input of a model reaches the model.
     described = read_json(result.bundle / "model.json")["fields"]

@@ -21,6 +21,7 @@ def evaluate(
     report: Output[HTML],
     metrics: Output[Metrics],
     classification: Output[ClassificationMetrics],
+    numbers: Output[Artifact],
     max_cost: float = 2.0,
     backbone: str = "",
     pretraining: str = "",
@@ -36,6 +37,7 @@ def evaluate(
     from thinktwice.evaluate.compare import evaluate as compare
     from thinktwice.evaluate.package import model_version, write_candidate
     from thinktwice.evaluate.report import render
+    from thinktwice.evaluate.tidy import write_numbers
 
     data = load_training_set(training_set.path)
     settings = " ".join(filter(None, (recipe, backbone, pretraining, data.continued)))
@@ -58,6 +60,7 @@ def evaluate(
         )
     # Timings are in the page beside the bundle and not in the one inside: they would change its hash in every run.
     Path(report.path).write_text(render(result.content, result.timings, result.candidate_timings), encoding="utf-8")
+    write_numbers(result.content, numbers.path)
     bundle.metadata.update(model_version=name, trunk=result.content.trunk, verdict=result.content.verdict[0])
     for column in result.content.columns:
         for name, value in column.metrics:
