@@ -15,6 +15,7 @@ from pipelines.nodes import ACCELERATORS, GPU_RESOURCE, POOL_LABEL, Nodes, cpu_n
 from pipelines.profiles import (
     ONLINE_SECRET,
     PROFILES,
+    REGISTRY_SECRET,
     S3_SECRET,
     S3_SECRET_KEYS,
     STATE_CLAIM,
@@ -256,7 +257,7 @@ def test_every_pod_is_bounded_unprivileged_and_gets_its_secrets(on_gpus: Path):
         assert int(settings["activeDeadlineSeconds"]) > 0, name
         secret, *online = settings["secretAsEnv"]
         assert [(found["secretName"], found["optional"]) for found in online] == (
-            [(ONLINE_SECRET, True)] if name == "materialize" else []
+            [(ONLINE_SECRET, True), (REGISTRY_SECRET, True)] if name == "materialize" else []
         )
         assert secret["secretName"] == S3_SECRET and secret["optional"] is True, name
         variables = {pair["envVar"] for pair in secret["keyToEnv"]}
