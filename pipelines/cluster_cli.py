@@ -62,9 +62,11 @@ def submit(
 
     arguments = arguments_of(options, until)
     parameters = _parameters(arguments, profile, pipeline, window_days, _data_version, _continue_version)
+    nodes = nodes_of(node_options)
+    # A server that cannot be reached is said before the seconds that compiling takes.
     with (
-        compiled(profile, image=node_options.image or IMAGE, pipeline=pipeline, nodes=nodes_of(node_options)) as found,
         connect(kubeflow_options.host, kubeflow_options.namespace) as kubeflow,
+        compiled(profile, image=node_options.image or IMAGE, pipeline=pipeline, nodes=nodes) as found,
     ):
         given = _given(parameters, found)
         version = kubeflow.upload(found)
@@ -109,15 +111,10 @@ def schedule(
     arguments = arguments_of(options, "9999-01-01")
     # Every cut-off is a cache key of its own, and every run continues from what is then in the bundle's place.
     parameters = _parameters(arguments, profile, pipeline, window_days, lambda _: "", lambda _: "")
+    nodes = nodes_of(node_options)
     with (
-        compiled(
-            profile,
-            image=node_options.image or IMAGE,
-            pipeline=pipeline,
-            nodes=nodes_of(node_options),
-            scheduled=True,
-        ) as found,
         connect(kubeflow_options.host, kubeflow_options.namespace) as kubeflow,
+        compiled(profile, image=node_options.image or IMAGE, pipeline=pipeline, nodes=nodes, scheduled=True) as found,
     ):
         given = {key: value for key, value in _given(parameters, found).items() if key != "until"}
         version = kubeflow.upload(found)
@@ -140,9 +137,10 @@ def upload(
     from pipelines.compile import compiled
     from pipelines.kubeflow import connect
 
+    nodes = nodes_of(node_options)
     with (
-        compiled(profile, image=node_options.image or IMAGE, nodes=nodes_of(node_options), pipeline=pipeline) as found,
         connect(kubeflow_options.host, kubeflow_options.namespace) as kubeflow,
+        compiled(profile, image=node_options.image or IMAGE, nodes=nodes, pipeline=pipeline) as found,
     ):
         version = kubeflow.upload(found)
     tell(f"version {version.name} {'uploaded' if version.created else 'is there already'}")
