@@ -54,6 +54,7 @@ def test_importing_it_loads_nothing_else():
     } == set()
 
 
+@pytest.mark.long
 def test_a_type_checker_sees_the_types(tmp_path: Path):
     (tmp_path / "user.py").write_text(
         textwrap.dedent(

@@ -74,7 +74,7 @@ def hashes(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): sha256_file(path) for path in files}
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.long), 2])
 @pytest.mark.timeout(600)
 def test_a_bundle_made_under_load_has_the_same_bytes(threads: int, tmp_path: Path) -> None:
     data = tmp_path / "set"

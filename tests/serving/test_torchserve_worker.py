@@ -185,7 +185,7 @@ def test_the_request_a_scorer_dies_of_gets_500(worker: Worker) -> None:
 def test_the_next_request_follows_whatever_a_scorer_was_killed_in(worker: Worker) -> None:
     """At any moment: every request is answered once, by its own name, or the connection is given up as a whole."""
     worker.until_scored()
-    for number in range(6):
+    for number in (0, 2, 5):
         scorer = worker.scorer
         name = b"r%d" % number
         worker.end.connection.sendall(predict(name, {b"explain": b"False"}, [(b"body", b"", LONG)]))
