@@ -34,7 +34,10 @@ def killed(api: Api, action: str, after: int) -> bool:
     return process.returncode == -9
 
 
-@pytest.mark.parametrize(("name", "form", "url"), FORMS, ids=[form for _, form, _ in FORMS])
+@pytest.mark.parametrize(
+    ("name", "form", "url"),
+    [pytest.param(*case, id=case[1], marks=[pytest.mark.long] * (case[1] != "gateway")) for case in FORMS],
+)
 def test_a_killed_action_is_completed_by_another_call(
     api: Api, overlay: Overlay, name: str, form: str, url: str
 ) -> None:

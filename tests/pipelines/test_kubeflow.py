@@ -334,6 +334,7 @@ def test_a_cron_expression_has_six_fields(fields: list[str]) -> None:
             checked_cron(" ".join(fields))
 
 
+@pytest.mark.long
 def test_a_version_has_another_name_exactly_if_its_spec_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     def compile_one(image: str = "a/python:1", queue: str = "", scheduled: bool = False) -> tuple[str, str]:
         with compiled("gpu-single", image=image, nodes=Nodes(queue=queue), scheduled=scheduled) as pipeline:

@@ -155,6 +155,7 @@ def test_a_change_computes_again_only_what_depends_on_it(
     assert reused == [name for name in DATA_STEPS if name not in again]
 
 
+@pytest.mark.long
 def test_the_seed_reaches_the_steps_that_depend_on_it(tmp_path: Path):
     """The split is at random here, so the seed decides the training set; the log itself has no seed."""
     log, schema = write_log(tmp_path, rows=400)

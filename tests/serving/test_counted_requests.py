@@ -250,7 +250,7 @@ def test_a_table_with_the_counters_of_an_answer_has_its_scores(counted: Counted,
         score_table(scorer.bundle, pl.DataFrame(rows).with_columns(user_views=pl.lit(float("inf"))))
 
 
-@pytest.mark.parametrize("mode", ["corrected", "retrieve"])
+@pytest.mark.parametrize("mode", [pytest.param("corrected", marks=pytest.mark.long), "retrieve"])
 def test_a_file_is_scored_with_the_counters_of_its_instants(
     counted: Counted, opened: list[Scorer], tmp_path: Path, mode: str
 ) -> None:
