@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 SCHEMES = ("postgresql", "postgresql+psycopg")
 TIMEOUT_S = 10
-ATTEMPTS = 3  # of publishing: two that create the tables of an empty database at once meet each other
+ATTEMPTS = 3  # of publishing, where `feast apply` of another consumer writes at the same time
+LOCK_LIMIT_S = 120  # for other publishers to finish
+LOCK = 0x74_68_69_6E_6B_32_78  # PostgreSQL's advisory lock of publishers: "think2x"
+LOCK_NOT_AVAILABLE = "55P03"  # SQLSTATE
 
 
 class Published(NamedTuple):
@@ -125,12 +128,18 @@ def _apply(database: URL, found: Published, objects: Mapping[str, list[Any]]) ->
     from feast import Project
     from feast.infra.registry.sql import SqlRegistry, SqlRegistryConfig
     from sqlalchemy.exc import IntegrityError, ProgrammingError
+    from sqlalchemy.pool import NullPool
 
     config = SqlRegistryConfig(
         registry_type="sql",
         path=database.render_as_string(hide_password=False),
         cache_ttl_seconds=0,
-        sqlalchemy_config_kwargs={"echo": False, "connect_args": {"connect_timeout": TIMEOUT_S}},
+        # No pool: a registry whose constructor fails leaves no connection open.
+        sqlalchemy_config_kwargs={
+            "echo": False,
+            "connect_args": {"connect_timeout": TIMEOUT_S},
+            "poolclass": NullPool,
+        },
     )
     project = Project(
         name=found.project,
@@ -138,9 +147,8 @@ def _apply(database: URL, found: Published, objects: Mapping[str, list[Any]]) ->
         tags=_tags(found),
         owner=OWNER,
     )
-    registry = None
     try:
-        with _as_sentences(database), quiet():
+        with _as_sentences(database), _alone(database), quiet():
             registry = SqlRegistry(config, found.project, None)
             for entity in objects["entities"]:
                 registry.apply_entity(entity, found.project)
@@ -153,9 +161,29 @@ def _apply(database: URL, found: Published, objects: Mapping[str, list[Any]]) ->
             registry.apply_project(project)
     except (IntegrityError, ProgrammingError) as error:
         raise _Conflict(reason(error)) from error
-    finally:
-        if registry is not None:
-            registry.write_engine.dispose()
+
+
+@contextmanager
+def _alone(database: URL) -> Iterator[None]:
+    """Hold the lock of publishers: Feast reads and then writes, and creates tables, without one."""
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.exc import OperationalError
+    from sqlalchemy.pool import NullPool
+
+    engine = create_engine(database, connect_args={"connect_timeout": TIMEOUT_S}, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_LIMIT_S}s'"))
+        # A database may end transactions that wait for their client; this one waits for the publication.
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        try:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                raise
+            raise FeatureStoreError(
+                f"another publication in the registry {_shown(database)} did not end within {LOCK_LIMIT_S} s: publish again when it has ended"
+            ) from error
+        yield
 
 
 def _objects(store_dir: Path, info: FeatureStoreInfo, location: str) -> dict[str, list[Any]]:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from components.features.materialize.component import materialize
+from feature_repo import shared_registry
 from feature_repo.shared_registry import Published, publish, published
 from feature_repo.store import FeatureStoreInfo, build, quiet
 from tests.components.deployed import make_champion
@@ -152,7 +153,7 @@ def test_an_interrupted_publication_is_not_listed_and_the_next_one_completes_it(
 
 def test_several_publishers_of_an_empty_database(built: Built, url: str) -> None:
     """They create the tables at the same time as well."""
-    start = threading.Barrier(3)
+    start = threading.Barrier(4)
     failed: list[Exception] = []
 
     def run() -> None:
@@ -162,13 +163,24 @@ def test_several_publishers_of_an_empty_database(built: Built, url: str) -> None
         except Exception as error:  # noqa: BLE001
             failed.append(error)
 
-    threads = [threading.Thread(target=run) for _ in range(3)]
+    threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
     assert not failed
     assert [each.project for each in published(url)] == [built.info.project]
+
+
+def test_a_publisher_waits_for_another_one(built: Built, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says so where it waits too long."""
+    publish(built.folder, url, PLACE)
+    monkeypatch.setattr(shared_registry, "LOCK_LIMIT_S", 1)
+    with psycopg.connect(url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", (shared_registry.LOCK,))
+        with pytest.raises(FeatureStoreError, match="did not end within 1 s: publish again"):
+            publish(built.folder, url, PLACE)
+    assert publish(built.folder, url, PLACE)
 
 
 def test_a_reader_lists_and_does_not_publish(built: Built, url: str) -> None:
