@@ -59,6 +59,15 @@ class Worker:
             time.sleep(0.05)
         raise AssertionError(self.log.read_text())
 
+    def until_idle(self) -> psutil.Process:
+        """The scorer, once it has noted that its answer is sent; the answer may be here before the note."""
+        state = desk_of(self)
+        for _ in range(2000):
+            if state.phase == WorkerState.BETWEEN:
+                return self.scorer
+            time.sleep(0.005)
+        raise AssertionError(state.phase)
+
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
@@ -141,7 +150,7 @@ def test_requests_are_refused_at_once_until_the_model_is_loaded(worker: Worker, 
 
 def test_a_scorer_that_is_killed_is_missed_by_nobody_for_long(worker: Worker, tmp_path: Path) -> None:
     worker.until_scored()
-    scorer = worker.scorer
+    scorer = worker.until_idle()
     os.kill(scorer.pid, signal.SIGKILL)
     refused = worker.until_scored()
     assert {said.status for said in refused} == {503}
