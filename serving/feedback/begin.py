@@ -8,7 +8,6 @@ the stamps of the rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,68 +16,14 @@ import polars as pl
 
 from serving.feedback.book import LOG_KEY, Book, RowKind
 from serving.feedback.event_log import Position
+from serving.feedback.training_rows import ITEM, REQUEST, USER, VALUE
 from serving.feedback.whole_days import statistics_of
 from thinktwice.data.instant.log_counters import LogRows, log_rows
 from thinktwice.data.instant.log_states import log_state, log_states, recent_states
 from thinktwice.data.statistics import DAY_US
-from thinktwice.records.events import Click, Impression
 from thinktwice.schema import EVENT_TIME, LABEL, LogSchema
 
 Ints = npt.NDArray[np.int64]
-
-REQUEST, ITEM, USER = "request_id", "item_id", "user_id"
-VALUE = "value:"  # prefix of the column of a value, which may have the name of an id
-
-
-class TrainingRows:
-    """Collects the events of a training log as columns: one row per impression, with its click."""
-
-    def __init__(self, fields: tuple[str, ...]) -> None:
-        self.fields = fields
-        self._parts: list[pl.DataFrame] = []
-        self._rows: list[tuple[object, ...]] = []
-        self._clicked: list[bool] = []
-        self.ordered = True  # whether every click follows its impression, and no time decreases
-        self._last = 0
-
-    def extend(self, events: Iterable[Impression | Click]) -> None:
-        """Add the next events of the log."""
-        for event in events:
-            self._add(event)
-        self._flush(last=False)
-
-    def _add(self, event: Impression | Click) -> None:
-        time = event.time
-        self.ordered &= time >= self._last
-        self._last = time
-        if isinstance(event, Impression):
-            values = (event.values.get(name) for name in self.fields)
-            self._rows.append((event.request_id, event.item_id, event.user_id, time, *values))
-            self._clicked.append(False)
-        elif self._rows and self._rows[-1][:2] == (event.request_id, event.item_id) and self._rows[-1][3] == time:
-            self.ordered &= not self._clicked[-1]
-            self._clicked[-1] = True
-        else:
-            self.ordered = False
-
-    def _flush(self, *, last: bool) -> None:
-        """Move the collected rows to columns; the last one waits for its click unless the log ends here."""
-        end = len(self._rows) if last else len(self._rows) - 1
-        if end <= 0:
-            return
-        schema = {REQUEST: pl.String, ITEM: pl.String, USER: pl.String, EVENT_TIME: pl.Int64}
-        schema |= {VALUE + name: pl.String for name in self.fields}
-        part = pl.DataFrame(self._rows[:end], schema=schema, orient="row")
-        self._parts.append(part.with_columns(pl.Series(LABEL, self._clicked[:end], dtype=pl.Int8)))
-        self._rows, self._clicked = self._rows[end:], self._clicked[end:]
-
-    def table(self) -> pl.DataFrame | None:
-        """All rows, or None if they are not those of a training log: not in order, or an impression appears twice."""
-        self._flush(last=True)
-        if not self.ordered or not self._parts:
-            return None
-        rows = pl.concat(self._parts)
-        return rows if rows[REQUEST].n_unique() == rows.height else None
 
 
 @dataclass(frozen=True)
@@ -110,7 +55,7 @@ def begin(book: Book, schema: LogSchema, rows: pl.DataFrame, position: Position)
     """Fill an empty book with the state after a training log.
 
     Args:
-        rows: the table of :class:`TrainingRows`.
+        rows: the table of :func:`~serving.feedback.training_rows.training_rows`; no impression may appear twice.
         position: end of the log.
     """
     time, clicked = rows[EVENT_TIME].to_numpy(), rows[LABEL].to_numpy() == 1

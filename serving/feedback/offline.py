@@ -10,7 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from serving.feedback.begin import TrainingRows, begin
+import polars as pl
+
+from serving.feedback.begin import begin
 from serving.feedback.book import Book
 from serving.feedback.config import FeedbackConfig
 from serving.feedback.event_log import START, EventLog, Position, read_all, segment_file, segments
@@ -18,11 +20,12 @@ from serving.feedback.quarantine import Quarantine, num_quarantined
 from serving.feedback.records import Record, recorded
 from serving.feedback.rules import EventRules
 from serving.feedback.service import open_book, push_changes, rebuild
-from serving.feedback.sources import events_of, is_training_log, merged
+from serving.feedback.sources import Event, events_of, merged
 from serving.feedback.target import open_target
+from serving.feedback.training_rows import REQUEST, is_training_log, training_records, training_rows
 from thinktwice.errors import DataError
 from thinktwice.monitor.feedback import STATE_FILE, read_state
-from thinktwice.records.events import Click, Impression
+from thinktwice.records.events import Click
 
 TOGETHER = 5_000  # events per flush to disk
 
@@ -99,17 +102,18 @@ def import_files(
             raise DataError("a training log is imported first and alone: import the other files after it")
         book = open_book(folder / STATE_FILE, schema, config)
         begins = any(training) and not _has_records(folder)
+        rows = training_rows(sources, rules, schema) if any(training) else None
         if begins:
             log.append([Record("start", 0)])
-        columns = TrainingRows(rules.fields) if begins and len(sources) == 1 else None
-        events = merged([events_of(source, rules, schema, quarantine) for source in sources])
+        if rows is not None:
+            batches = training_records(rows, rules, log.last_at)
+        else:
+            batches = _batches(merged([events_of(source, rules, quarantine) for source in sources]), log)
         number = 0
-        while batch := list(islice(events, TOGETHER)):
-            log.append(list(_records(batch, log.last_at)))
+        for batch in batches:
+            log.append(batch)
             number += len(batch)
-            if columns is not None:
-                columns.extend(batch)
-        if columns is not None and book.position == START and (rows := columns.table()) is not None:
+        if rows is not None and begins and book.position == START and _each_once(rows):
             begin(book, schema, rows, log.end)
         else:
             rebuild(folder, book, schema, log.end)
@@ -127,12 +131,20 @@ def import_files(
         target.close()
 
 
-def _records(events: Sequence[Impression | Click], last_at: int) -> Iterator[Record]:
-    at = last_at
-    for event in events:
-        received = event.received_at if isinstance(event, Click) else None
-        at = max(at, event.time if received is None else round(received * 1e6))
-        yield recorded(event, at)
+def _batches(events: Iterator[Event], log: EventLog) -> Iterator[list[Record]]:
+    """Records of events, accepted at their time or at that of the last record if that is later."""
+    at = log.last_at
+    while batch := list(islice(events, TOGETHER)):
+        records = []
+        for event in batch:
+            received = event.received_at if isinstance(event, Click) else None
+            at = max(at, event.time if received is None else round(received * 1e6))
+            records.append(recorded(event, at))
+        yield records
+
+
+def _each_once(rows: pl.DataFrame) -> bool:
+    return len(rows) > 0 and not rows[REQUEST].is_duplicated().any()
 
 
 def _has_records(folder: Path) -> bool:

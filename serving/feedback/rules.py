@@ -38,7 +38,8 @@ class EventRules:
         item_key = schema.key_of("item")
         self._needs_item = item_key is not None
         of_user = schema.attributes_of("user") if schema.has_anonymous_users else ()
-        self._of_user = frozenset(f.name for f in of_user)
+        #: Fields that an impression without a user must not contain.
+        self.of_user = frozenset(f.name for f in of_user)
         if config.record_only:  # all of them: a later model may count them
             fields = [f.name for f in schema.fields if f.derived is None and f.kind != "list"]
         else:
@@ -68,7 +69,7 @@ class EventRules:
                     f"values.{unknown[0][:64]}: no counter needs this field; those are {', '.join(self.fields) or 'none'}"
                 )
             if fields.get("user_id") is None:  # an anonymous visitor is served without attributes of a user
-                values = {name: v for name, v in values.items() if name not in self._of_user}
+                values = {name: v for name, v in values.items() if name not in self.of_user}
             fields["values"] = {
                 name: (_truth if name in self._truths else _spelled)(f"values.{name}", v) for name, v in values.items()
             }

@@ -20,15 +20,13 @@ from thinktwice.files import parse_json
 from thinktwice.parquet import open_parquet, read_schema
 from thinktwice.records.events import CLICK_COLUMNS, Click, Impression
 from thinktwice.records.served import AT, INSTANT, ITEM, PART, REQUEST, USER
-from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, LogSchema, load_schema
-from thinktwice.validate.side_tables import read_clean
 
 BATCH = 20_000  # rows per read
 
 Event = Impression | Click
 
 
-def events_of(source: Path, rules: EventRules, schema: LogSchema, quarantine: Quarantine) -> Iterator[Event]:
+def events_of(source: Path, rules: EventRules, quarantine: Quarantine) -> Iterator[Event]:
     """The events of one file or folder, in the order of time if the source is ordered. Invalid events go to the quarantine.
 
     A folder with ``clean.parquet`` is a training log, one with ``served-*.parquet`` a prediction log. A parquet file has the columns
@@ -37,8 +35,6 @@ def events_of(source: Path, rules: EventRules, schema: LogSchema, quarantine: Qu
     Raises:
         DataError: the source is none of these, or cannot be read.
     """
-    if (source / CLEAN_FILE).is_file():
-        return _of_clean(source, rules, schema)
     if source.is_dir():
         parts = sorted(source.glob(PART))
         if not parts:
@@ -56,36 +52,6 @@ def events_of(source: Path, rules: EventRules, schema: LogSchema, quarantine: Qu
 def merged(streams: Sequence[Iterable[Event]]) -> Iterator[Event]:
     """Merge streams in the order of time; at the same time, impressions come before clicks."""
     return heapq.merge(*streams, key=lambda event: (event.time, event.kind == "click"))
-
-
-def is_training_log(source: Path) -> bool:
-    return (source / CLEAN_FILE).is_file()
-
-
-def _of_clean(folder: Path, rules: EventRules, schema: LogSchema) -> Iterator[Event]:
-    """One request and one impression per row, and a click at the same time, which counters add after its delay."""
-    log_schema = load_schema(folder / SCHEMA_FILE)
-    if log_schema.to_yaml() != schema.to_yaml():
-        raise DataError(
-            f"the training log {folder} has another schema than the feature store: pass the log it was made from"
-        )
-    user, item = schema.key_of("user"), schema.key_of("item")
-    columns = [ROW_ID, EVENT_TIME, LABEL, *rules.fields, *(c for c in (user, item) if c)]
-    rows = read_clean(folder, log_schema, columns).sort(EVENT_TIME, ROW_ID)
-    for row in rows.with_columns(pl.col(EVENT_TIME).dt.epoch("us")).iter_rows(named=True):
-        at = row[EVENT_TIME] / 1e6
-        shown = {
-            "kind": "impression",
-            "request_id": row[ROW_ID],
-            "item_id": row[item] if item else None,
-            "user_id": row[user] if user else None,
-            "at": at,
-            "values": {name: row[name] for name in rules.fields},
-        }
-        yield rules.event(shown, item_needed=False)
-        if row[LABEL] == 1:
-            click = {"kind": "click", "request_id": row[ROW_ID], "item_id": shown["item_id"], "at": at}
-            yield rules.event(click, item_needed=False)
 
 
 def _of_served(parts: list[Path], rules: EventRules, quarantine: Quarantine) -> Iterator[Event]:
