@@ -5,7 +5,7 @@
 #
 # OUT     folder for the work and the champion (OUT/state/champion), which check_predictor.sh takes; it is made writable for user 1000
 # --data  file or folder that the container sees as /data, read-only
-# Without arguments a simulated log of 4,000 rows is trained with the recipe `tiny`.
+# Without arguments a simulated log of 40,000 rows is trained with the recipe `tiny`.
 #
 # Every step is the process that Kubeflow Pipelines starts (`python3 -m kfp.dsl.executor_main`), as user 1000 without capabilities and without
 # network; the root file system is read-only, written are only OUT and /tmp.
@@ -22,7 +22,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -n "$out" ] || { echo "usage: images/check_pipeline.sh OUT [--tag TAG] [--data PATH] [ARGUMENT of thinktwice pipeline run...]" >&2; exit 2; }
-[ $# -gt 0 ] || set -- --source sim --limit 4000 --recipe tiny
+[ $# -gt 0 ] || set -- --source sim --limit 40000 --recipe tiny
 tag="${tag:-thinktwice-python:$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml" | head -n 1)}"
 docker image inspect "$tag" >/dev/null 2>&1 || { echo "no image $tag: build it with images/build_pipeline.sh" >&2; exit 1; }
 mkdir -p "$out"
