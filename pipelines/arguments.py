@@ -9,6 +9,7 @@ from thinktwice.choices import MAX_COST, ChallengerMode, OnlineStoreKind, Pretra
 from thinktwice.data.split_spec import parse_split
 from thinktwice.errors import DataError, PipelineError
 from thinktwice.recipes import resolved
+from thinktwice.storage.location import parse_location
 
 
 class RunArguments(BaseModel):
@@ -36,6 +37,9 @@ class RunArguments(BaseModel):
     test_time_mode: SearchMode = "lean"
     max_cost: float = Field(MAX_COST, ge=1, allow_inf_nan=False)
     challenger: ChallengerMode = ""
+    serving_namespace: str = ""
+    model_storage: str = ""
+    canary_percent: int = Field(10, ge=1, le=100)
     online_store: OnlineStoreKind = "sqlite"
     redis_address: str = ""
     target: DeployTarget = "local"
@@ -67,6 +71,18 @@ class RunArguments(BaseModel):
             return parse_split(value).text
         except DataError as error:
             raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _known_canary(self) -> RunArguments:
+        if self.serving_namespace and not self.model_storage:
+            raise ValueError(
+                f"the canary in {self.serving_namespace} needs a folder of versions that the cluster reads: give --model-storage s3://BUCKET/FOLDER"
+            )
+        if self.model_storage and not self.serving_namespace:
+            raise ValueError("--model-storage is that of a canary: give --serving-namespace too, or leave it out")
+        if self.model_storage:
+            parse_location(self.model_storage)
+        return self
 
     @model_validator(mode="after")
     def _known_recipe(self) -> RunArguments:

@@ -36,6 +36,7 @@ TITLES = {
     "bless": "compare with the champion",
     "package": "package",
     "deploy": "deploy",
+    "deploy-to-cluster": "start the canary",
     "challenge": "package the challenger",
 }
 

@@ -18,6 +18,7 @@ from components.data.ingest.component import ingest
 from components.data.validate.component import validate
 from components.deployment.challenge.component import challenge
 from components.deployment.deploy.component import deploy
+from components.deployment.deploy_to_cluster.component import deploy_to_cluster
 from components.deployment.package.component import package
 from components.evaluation.bless.component import bless
 from components.evaluation.evaluate.component import evaluate
@@ -106,6 +107,9 @@ def build_pipeline(
         test_time_mode: str = "lean",
         max_cost: float = MAX_COST,
         challenger: str = "",
+        serving_namespace: str = "",
+        model_storage: str = "",
+        canary_percent: int = 10,
         online_store: str = "sqlite",
         redis_address: str = "",
         target: str = DEFAULT_TARGET[profile],
@@ -135,6 +139,9 @@ def build_pipeline(
             test_time_mode: which extra work may ship, if validation proves a gain: "lean" (any within max_cost) or one mode by name.
             max_cost: limit for "lean": measured time of a request relative to the plain model.
             challenger: test-time mode of a challenger, packaged beside the champion for an experiment; "" for none.
+            serving_namespace: namespace of a cluster in which the deployed model becomes a canary; "" for none.
+            model_storage: s3://BUCKET/FOLDER of versions, to which the canary's model is copied.
+            canary_percent: share of the canary, of the requests or the users.
             online_store: "sqlite" or "redis".
             redis_address: host:port of the Redis server, for the online store "redis".
             target: what deployment means: "local" (champion in state_dir) or "manifest" (an InferenceService besides).
@@ -249,6 +256,17 @@ def build_pipeline(
                         code_version=code_version,
                     )
                     configure(deployment, "effect")
+
+                    with dsl.If(serving_namespace != "", name="canary-is-wanted"):
+                        canary = deploy_to_cluster(
+                            model_uri=deployment.outputs["Output"],
+                            namespace=serving_namespace,
+                            storage=model_storage,
+                            percent=canary_percent,
+                            code_version=code_version,
+                        )
+                        # It waits for pods, and a second try continues where the first one was; but it has an effect.
+                        configure(canary, "launch").set_caching_options(False)
 
                     with dsl.If(challenger != "", name="challenger-is-wanted"):
                         challenged = challenge(

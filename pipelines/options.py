@@ -109,6 +109,20 @@ Challenger = Annotated[
         show_default="none",
     ),
 ]
+ServingNamespace = Annotated[
+    str,
+    typer.Option(
+        help="Namespace of the cluster of KUBECONFIG, or of the steps, in which the deployed model becomes a canary of the InferenceService ctr.",
+        show_default="no canary",
+    ),
+]
+ModelStorage = Annotated[
+    str,
+    typer.Option(help="s3://BUCKET/FOLDER of versions, to which the canary's model is copied.", show_default=False),
+]
+CanaryPercent = Annotated[
+    int, typer.Option(help="Share of the canary: of the requests, or of the users.", min=1, max=100)
+]
 Seed = Annotated[int, typer.Option(help="Seed of the simulator, of a random split and of training.", min=0)]
 Limit = Annotated[int, typer.Option(help="Read at most this many rows; 0 reads all.", min=0)]
 OnlineStore = Annotated[OnlineStoreKind, typer.Option(help="Store the served features are read from.")]
@@ -197,6 +211,9 @@ class RunOptions:
     test_time: TestTime = "lean"
     max_cost: MaxCost = MAX_COST
     challenger: Challenger = ""
+    serving_namespace: ServingNamespace = ""
+    model_storage: ModelStorage = ""
+    canary_percent: CanaryPercent = 10
     seed: Seed = 0
     limit: Limit = 0
     since: Since = ""
@@ -231,6 +248,8 @@ def arguments_of(options: RunOptions, until: str, **changes: Any) -> "RunArgumen
     Raises:
         PipelineError, DataError: an option is wrong, or two contradict each other.
     """
+    from pydantic import ValidationError
+
     from pipelines.arguments import RunArguments
     from pipelines.check import chosen_recipe, chosen_split
     from thinktwice.data.sources.registry import one_path
@@ -252,10 +271,16 @@ def arguments_of(options: RunOptions, until: str, **changes: Any) -> "RunArgumen
         "test_time_mode": options.test_time,
         "max_cost": options.max_cost,
         "challenger": options.challenger,
+        "serving_namespace": options.serving_namespace,
+        "model_storage": options.model_storage,
+        "canary_percent": options.canary_percent,
         "online_store": options.online_store,
         "redis_address": options.redis_address,
     }
-    return RunArguments.model_validate(values | changes)
+    try:
+        return RunArguments.model_validate(values | changes)
+    except ValidationError as error:
+        raise PipelineError(reason(error)) from error
 
 
 def nodes_of(options: NodeOptions) -> "Nodes":

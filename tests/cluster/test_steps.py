@@ -10,6 +10,7 @@ from kfp import components as kfp_components
 
 import components.deployment.rollout.connect as connect_module
 from components.deployment.deploy_to_cluster.component import deploy_to_cluster
+from components.deployment.deploy_to_cluster.deploy import deploy_version
 from components.deployment.promote.component import promote
 from components.deployment.rollout.run import status
 from tests.cluster.api_process import ROOT, Api
@@ -40,6 +41,9 @@ def test_a_version_becomes_a_canary_and_then_the_stable_version(api: Api, overla
     for _ in range(2):
         promote.python_func(namespace="runs")
     assert status(session(api)).live.stable == V2
+    said: list[str] = []
+    assert deploy_version(V2.uri, "runs", "ctr", tell=said.append) == V2.uri
+    assert said == [f"{V2.name} is the stable version already"] and status(session(api)).live.canary is None
     assert deploy_to_cluster.python_func(model_uri=V3.uri, namespace="runs", whole=True) == V3.uri
     assert status(session(api)).live.stable == V3 and status(session(api)).live.canary is None
 

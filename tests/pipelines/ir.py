@@ -13,7 +13,8 @@ TASKS = {
     "ingest", "validate", "materialize", "build-training-set", "pretrain", "finetune", "finetune-2",
     "fit-test-time", "evaluate", "bless", "package", "deploy",
 }  # fmt: skip
-GRAPH = TASKS | {"challenge"}  # the last only where a challenger is asked for
+CANARY = "deploy-to-cluster"
+GRAPH = TASKS | {"challenge", CANARY}  # these only where they are asked for
 
 LAUNCHES = {"launch-trainjob", "launch-trainjob-2", "launch-trainjob-3"}
 REMOVAL = "remove-trainjobs"

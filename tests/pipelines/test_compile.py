@@ -97,7 +97,9 @@ def test_steps_that_read_data_know_nothing_of_the_training(compiled: Path):
 def test_steps_with_effects_are_not_cached_and_all_others_are(compiled: Path):
     spec, _ = ir.load(compiled)
     for name, task in ir.tasks(spec).items():
-        assert bool(task.get("cachingOptions", {}).get("enableCache")) == (name not in {*ir.EFFECTS, ir.REMOVAL}), name
+        assert bool(task.get("cachingOptions", {}).get("enableCache")) == (
+            name not in {*ir.EFFECTS, ir.CANARY, ir.REMOVAL}
+        ), name
 
 
 def test_every_cached_step_knows_the_version_of_the_code(compiled: Path):
@@ -121,15 +123,16 @@ def test_gates_hold_back_what_lies_behind_them(compiled: Path):
         for c in spec["components"].values()
         if "dag" in c
     }
-    assert frozenset({"package", "deploy"}) in behind and frozenset({"challenge"}) in behind
+    assert frozenset({"package", "deploy"}) in behind and {frozenset({"challenge"}), frozenset({ir.CANARY})} <= behind
     conditions = [
         task["triggerPolicy"]["condition"]
         for dag in [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]
         for task in dag["tasks"].values()
         if "condition" in task.get("triggerPolicy", {})
     ]
-    assert len(conditions) == 3
+    assert len(conditions) == 4
     assert any("challenger'] != ''" in c for c in conditions)
+    assert any("serving_namespace'] != ''" in c for c in conditions)
     assert any("validate-Output'] == true" in c for c in conditions)
     assert any("bless-Output'] == true" in c for c in conditions)
 

@@ -52,6 +52,9 @@ def server() -> Iterator[Server]:
         yield started
 
 
+CANARY = ["--serving-namespace", "ads", "--model-storage", "s3://models/ctr"]
+
+
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the user's keys nor an object store: what is at s3:// cannot be seen."""
@@ -301,6 +304,9 @@ def test_a_server_with_users(
         (["--source", "parquet", "--path", "s3://bkt/x"], "source 'parquet' reads files of this machine"),
         (["--source", "sim", "--online-store", "redis", "--redis-address", "r:6379,password=x"], "options of Redis"),
         (["--source", "sim", "--online-store", "redis"], "needs the address of the server"),
+        (["--source", "sim", "--serving-namespace", "ads"], "give --model-storage s3://BUCKET/FOLDER$"),
+        (["--source", "sim", "--model-storage", "s3://m/ctr"], "give --serving-namespace too"),
+        (["--source", "sim", *CANARY[:2], "--model-storage", "/tmp/m"], "is not a folder of an object store"),
         (["--source", "sim", "--profile", "local"], "runs here"),
         (["--source", "sim", "--window-days", "2"], "belongs to --pipeline features"),
         (["--source", "sim", "--pipeline", "features", "--recipe", "tiny"], "trains no model, so it has no recipe"),
@@ -369,7 +375,7 @@ def test_a_run_has_its_times_and_every_task_its_own(profile: Any, scheduled: boo
         "activeDeadlineSeconds": DEADLINE[profile],
     }
     for name, task in ir.tasks(spec).items():
-        cached = name not in {*ir.EFFECTS, ir.REMOVAL}
+        cached = name not in {*ir.EFFECTS, ir.CANARY, ir.REMOVAL}
         assert task.get("cachingOptions", {}).get("enableCache", False) is cached, name
         assert ("retryPolicy" in task) is (name not in ir.EFFECTS), name
         assert 0 < int(kubernetes[name]["activeDeadlineSeconds"]) < DEADLINE[profile], name

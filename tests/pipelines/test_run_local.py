@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,19 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
+from components.deployment.rollout.objects import Version
+from components.deployment.rollout.run import status
 from pipelines.arguments import RunArguments
 from pipelines.run import RunResult, run_local
 from pipelines.summary import print_summary
+from tests.cluster.api_process import ROOT
+from tests.cluster.served import V1, api_server, install, session
+from tests.manifests.conftest import rendered
 from tests.pipelines import ir
 from tests.pipelines.own_log import NUM_ODD, write_log
+from tests.storage import servers as object_stores
 from thinktwice.console.options import LAST_RUN
 from thinktwice.console.processes import group_alive
 from thinktwice.data.encoder import Encoder
 from thinktwice.errors import PipelineError
 from thinktwice.files import read_json
 from thinktwice.release.champion import read_champion, verify_archive
+from thinktwice.release.model_store import list_versions, version_folder
 from thinktwice.schema import load_schema
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
@@ -114,6 +123,36 @@ def test_a_second_run_reuses_what_did_not_change(first: tuple[RunResult, Events]
     notes = [e["text"] for e in events if e["event"] == "note" and e["stage"] == "task/ingest"]
     assert "reused" in notes and len(notes) > 1  # a reused step still says what it found
     assert read_champion(work / "state") is not None
+
+
+@pytest.mark.server
+def test_the_deployed_model_becomes_a_canary_in_a_cluster(
+    first: tuple[RunResult, Events], work: Path, arguments: RunArguments, tmp_path: Path
+):
+    """Its version is copied to the store of models, and starts beside the one that serves; what did not change is reused."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed: it renders the overlay")
+    standard = [value for value in yaml.safe_load_all(rendered(ROOT / "manifests/overlays/standard")) if value]
+    with (
+        api_server(tmp_path, None) as api,
+        object_stores.moto(tmp_path) as address,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in {**object_stores.environment(address), "KUBECONFIG": str(api.kubeconfig)}.items():
+            patch.setenv(name, value)
+        patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(api.kubeconfig))
+        install(api, standard)
+        served = arguments.model_copy(
+            update={"serving_namespace": "runs", "model_storage": "s3://ready/versions", "canary_percent": 20}
+        )
+        result = run_local(served, work_dir=work, state_dir=work / "state")
+        assert set(result.tasks) == ir.TASKS | {ir.CANARY}
+        assert {name for name, task in result.tasks.items() if task.reused} == REUSABLE
+        (stored,) = list_versions("s3://ready/versions")
+        live = status(session(api)).live
+    version = read_json(first[0].bundle / "manifest.json")["model_version"]
+    assert stored.state == "complete" and stored.name == version_folder(version)
+    assert live.stable == V1 and live.canary == Version(name=stored.name, uri=stored.uri)
 
 
 DATA_STEPS = ["ingest", "validate", "materialize", "build-training-set"]

@@ -7,7 +7,7 @@ from typing import get_args
 
 from components.deployment.rollout.connect import open_session
 from components.deployment.rollout.objects import version_at
-from components.deployment.rollout.run import Choice, canary, promote
+from components.deployment.rollout.run import Choice, canary, promote, status
 from components.deployment.rollout.waiting import Waiting
 from thinktwice.choices import listed
 from thinktwice.errors import PipelineError
@@ -47,10 +47,14 @@ def deploy_version(
     if not 1 <= percent <= 100:
         raise PipelineError(f"percent {percent} is not a share: give 1 to 100")
     if storage:
-        model_uri, _ = push_model(model_uri, storage)
+        model_uri, _ = push_model(model_uri.removeprefix("file://"), storage)
         tell(f"storageUri: {model_uri}")
     version = version_at(model_uri)
     session = open_session(service, namespace, Waiting(limit_s=wait_s), tell=tell)
+    found = status(session).live
+    if found.stable.name == version.name and found.canary is None:
+        tell(f"{version.name} is the stable version already")
+        return version.uri
     canary(session, version, percent, kind)
     if whole:
         promote(session, kind)
