@@ -219,6 +219,11 @@ def test_nothing_else_loads_yaml() -> None:
             r"fields\.0\.allowd: there is no such key; did you mean 'allowed'\? Known are name, kind",
         ),
         ("entities: {user: {key: u, colum: x}}", r"entities\.user\.colum: .* did you mean 'column'\?"),
+        (
+            "vectors: [{name: v, dims: 2}]",
+            r"vectors\.0\.dims: .* did you mean 'dim'\?",
+        ),  # the required key is missing, too
+        ("vectors: [{name: v, entty: item}]", r"vectors\.0\.dim: Field required"),
         ("entities: {usr: {key: u}}", r"entities\.usr: .* did you mean 'user'\? Known are user, item"),
         ("statistic: {windows_days: [1]}", r"statistic: .* did you mean 'statistics'\? Known are name, time, label"),
         (

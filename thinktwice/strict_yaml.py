@@ -159,7 +159,12 @@ def first_fault(found: ValidationError, model: type[BaseModel], whole: str) -> t
 
     For an unknown key the nearest key of ``model`` is suggested.
     """
-    first = found.errors(include_url=False)[0]
+    faults = found.errors(include_url=False)
+    first = faults[0]
+    if first["type"] == "missing":  # a misspelled key lacks the right one: name the misspelling
+        parent, missing = first["loc"][:-1], str(first["loc"][-1])
+        beside = [f for f in faults if f["type"] == "extra_forbidden" and f["loc"][:-1] == parent]
+        first = next((f for f in beside if difflib.get_close_matches(str(f["loc"][-1]), [missing])), first)
     location = ".".join(str(part) for part in first["loc"]) or whole
     if first["type"] == "extra_forbidden":
         known = list(_model_at(model, first["loc"][:-1]).model_fields)
