@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from thinktwice.data.infer.roles import Roles, clicked_of, decide
+from thinktwice.data.infer.decide import decide
+from thinktwice.data.infer.labels import clicked_of
+from thinktwice.data.infer.roles import Roles
 from thinktwice.data.infer.side_tables import groups_of, log_and_tables, table_role
 from thinktwice.data.infer.write import schema_text
 from thinktwice.data.sources.paths import SEPARATOR

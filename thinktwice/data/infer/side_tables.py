@@ -10,8 +10,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from thinktwice.data.infer.decide import key_of_log, looks_like_log, place_fields
 from thinktwice.data.infer.measure import Measured, measure
-from thinktwice.data.infer.roles import Roles, Side, TableRole, key_of_log, looks_like_log, place_fields, time_format
+from thinktwice.data.infer.roles import Roles, Side, TableRole
+from thinktwice.data.infer.times import time_format
 from thinktwice.data.reading import ADDED, Reading
 from thinktwice.data.sources.own_log import open_files
 from thinktwice.data.sources.paths import SEPARATOR, joined
