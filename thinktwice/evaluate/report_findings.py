@@ -18,7 +18,6 @@ from thinktwice.evaluate.findings.record import (
 )
 from thinktwice.evaluate.findings.sentences import LEVEL
 from thinktwice.pages.charts import Mark, Series, line_chart, spark_line
-from thinktwice.pages.charts_scatter import Point, scatter_chart
 from thinktwice.pages.drawing import Drawing
 from thinktwice.pages.figures import change, interval, number
 from thinktwice.pages.strips import Strip, Strips, strips
@@ -28,7 +27,7 @@ from thinktwice.versioned import MeasuredInterval
 SHOWN_FIELDS, SHOWN_SLICES = 24, 12  # the rest is folded away
 HALF = 440  # width of a chart that is readable at 400 px, and in half of a card
 NAMES = {"popularity": "popularity of the item", "logistic regression": "one-hot logistic regression"}
-INK, BLUE = "#22262c", "#2f6fdb"
+INK = "#22262c"
 
 Chart = tuple[list[Series], Drawing]
 
@@ -41,11 +40,11 @@ class LearningPage(NamedTuple):
 
 
 class PretrainingPage(NamedTuple):
-    """The fields with the picture of their losses, and the picture of loss and weight; None where weights were not learned by
-    loss."""
+    """The fields with the picture of their losses, and their weights, the field with the largest loss first; None where weights were
+    not learned by loss."""
 
     fields: Sequence[tuple[RestoredField, Drawing]]
-    weights: Drawing | None
+    weights: Strips | None
 
 
 def findings_values(content: Evaluation, colors: dict[str, str]) -> dict[str, object]:
@@ -210,26 +209,11 @@ def _pretraining(found: Pretraining) -> PretrainingPage:
     ended = [one for one in found.fields if one.weights and one.losses[-1] is not None]
     if found.balancing != "kendall" or len(ended) < 2:
         return PretrainingPage(drawn, None)
-    points = [
-        Point(
-            one.name,
-            one.losses[-1] or 0.0,
-            one.weights[-1],
-            color=BLUE,
-            tip=f"loss {one.losses[-1]:.3f}, weight {one.weights[-1]:.3f}",
-        )
+    lines = [
+        Strip(one.name, number(one.weights[-1], 3), one.weights[-1], remark=f"loss {number(one.losses[-1], 3)}")
         for one in ended
     ]
-    drawing = scatter_chart(
-        points,
-        x_label="loss of the field at the end, nats",
-        y_label="its weight",
-        frontier=False,
-        zero=False,
-        width=600,
-        height=340,
-    )
-    return PretrainingPage(drawn, drawing)
+    return PretrainingPage(drawn, strips(lines, label="weight", reference=1.0))
 
 
 def _spark(epochs: Sequence[float], losses: Sequence[float | None]) -> Drawing:
