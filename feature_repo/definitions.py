@@ -210,5 +210,6 @@ def _dtype(kind: ColumnKind) -> PrimitiveFeastType | ComplexFeastType:
         "number": Float64,
         "strings": Array(String),
         "vector": Array(Float32),
+        "numbers": Array(Float64),
     }
     return types[kind]

@@ -19,7 +19,7 @@ from thinktwice.data.statistics import DAY_US, PRIOR_VIEWS
 from thinktwice.errors import FeatureStoreError
 from thinktwice.parquet import scan_frame
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, LogSchema
-from thinktwice.schema.fields import VALID_FROM
+from thinktwice.schema.fields import VALID_FROM, columns_of
 from thinktwice.validate.side_tables import Side, clean_table
 
 SAMPLE_ROWS = 40
@@ -93,7 +93,7 @@ def _compare_attributes(table: pa.Table, clean: pa.Table, schema: LogSchema, tim
     compared = 0
     entities: tuple[Literal["user", "item"], ...] = ("user", "item")
     for entity in entities:
-        names = [f.name for f in schema.attributes_of(entity)]
+        names = columns_of(schema.attributes_of(entity))
         names += [v.name for v in schema.vectors if v.entity == entity]
         names += [s.name for s in schema.logged_sequences if entity == "user"]
         if not names or entity in schema.side_tables:
@@ -126,7 +126,7 @@ def _compare_side_table(
 ) -> int:
     """Compare attributes with the newest row of the side table that is valid at the row's instant."""
     key = str(schema.key_of(side))
-    names = [f.name for f in schema.table_fields(side)] + [v.name for v in schema.table_vectors(side)]
+    names = columns_of(schema.table_fields(side)) + [v.name for v in schema.table_vectors(side)]
     names += [s.name for s in schema.table_sequences(side)]
     keys = [clean[key][int(row)].as_py() for row in picked]
     known = rows.filter(pl.col(key).is_in([k for k in keys if k is not None])).collect()

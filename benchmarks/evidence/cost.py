@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,7 @@ def _with_vectors(engine: Engine, requests: Requests) -> Call:
             name: torch.from_numpy(np.concatenate([values[:, c], unknown[:, c]], axis=1, dtype=np.float32))
             for name, c in groups.items()
         }
-        return engine.score(Batch(batch.ids, batch.sequences, {**batch.vectors, **vectors}))
+        return engine.score(replace(batch, vectors={**batch.vectors, **vectors}))
 
     return call
 

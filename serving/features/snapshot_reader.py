@@ -311,6 +311,8 @@ def _put(side: Side, positions: np.ndarray, part: Side) -> None:
         side.sequences[name][positions] = block
     for name, block in part.vectors.items():
         side.vectors[name][positions] = block
+    for name, block in part.weights.items():
+        side.weights[name][positions] = block
 
 
 def _table(rows: Sequence[FeatureRow]) -> pa.Table:

@@ -50,10 +50,15 @@ class V1:
             if tail:
                 reason = f"has {len(tail)} bytes after the JSON: only v2 requests may have binary data"
                 raise Fault((), reason, kind="trailing_bytes")
-            forms = self._checked.read(body).instances
+            return V1Call(self._of_forms(self._checked.read(body).instances))
         except Fault as fault:
             raise fault.error(json_path()) from None
-        return V1Call([self._parser.request(form) for form in forms])
+
+    def _of_forms(self, forms: list[Any]) -> list[Request]:
+        try:
+            return self._parser.of_forms(forms)
+        except Fault as fault:
+            raise fault.below("instances") from None
 
 
 @dataclass(frozen=True)

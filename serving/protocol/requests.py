@@ -23,6 +23,7 @@ from typing_extensions import TypedDict  # pydantic requires it before Python 3.
 
 from serving.protocol.faults import Checked, Fault, Words, custom, json_path
 from serving.protocol.values import Id, ids, time_of, type_of
+from thinktwice.errors import Location
 from thinktwice.schema import LogSchema
 from thinktwice.schema.times import derive
 
@@ -140,14 +141,19 @@ class RequestParser:
     ) -> None:
         self.model = RequestModel(schema, online=online)
         self.widens = widens
-        self.vectors = frozenset(f.name for f in schema.model_fields_in_order() if f.kind == "vector")
+        fields = schema.row_fields()
+        self.vectors = frozenset(f.name for f in fields if f.kind == "vector")
+        self.weights = frozenset(f.name for f in fields if f.kind == "weights")
         self.context_lists = frozenset(
-            f.name for f in schema.model_fields_in_order() if f.kind == "sequence" and f.entity == "context"
+            f.name for f in fields if f.kind in ("sequence", "weights") and f.entity == "context"
         )
+        #: Names of lists and of the weights of their elements.
+        self._weighted = tuple((f.of, f.name) for f in fields if f.kind == "weights")
         self._checked: Checked[list[Any]] = Checked(self.model.requests, self.model.words)
         self._clock, self._zone, self._time = clock, schema.zone, self.model.time
         self._derived = {f.name: f.derived for f in schema.fields if f.derived}
         self._context = tuple(self.model.context)
+        self._expected = tuple(name for name in self._context if name not in self.weights)
 
     def parse_all(self, values: Any, path: str) -> list[Request]:
         """Parse the requests of one body.
@@ -178,10 +184,32 @@ class RequestParser:
         Raises:
             Fault: the first invalid field.
         """
-        return [self.request(form) for form in self._checked.read(values)]
+        return self.of_forms(self._checked.read(values))
 
-    def request(self, form: Any) -> Request:
-        """Convert a validated form to a request."""
+    def of_forms(self, forms: list[Any]) -> list[Request]:
+        """Convert validated forms to requests.
+
+        Raises:
+            Fault: the first field that does not fit another one, by the index of its form.
+        """
+        if self._weighted:
+            for index, form in enumerate(forms):
+                self._check_weights(form, index)
+        return [self._request(form) for form in forms]
+
+    def _check_weights(self, form: Any, index: int) -> None:
+        """Refuse weights whose number is not that of the elements of their list."""
+        parts: list[tuple[Location, Any]] = [(("context",), form.context or {})]
+        if form.rows is not None:
+            parts = [(("rows", row), values) for row, values in enumerate(form.rows)]
+        for loc, values in parts:
+            for lists, name in self._weighted:
+                weights, elements = values.get(name), values.get(lists) or ()
+                if weights and len(weights) != len(elements):
+                    reason = f"has {len(weights)} weights for {len(elements)} elements of {lists!r}: send one for each element, or none"
+                    raise Fault((index, *loc, name), reason, weights, kind="uneven_weights")
+
+    def _request(self, form: Any) -> Request:
         if form.rows is not None:
             # A raw row is complete: the current time is not filled in.
             rows = tuple([self._row(row) if self._time in row else row for row in form.rows])
@@ -193,7 +221,7 @@ class RequestParser:
         context = self._derive(instant)
         for name in self._context:
             context[name] = values.get(name)
-        missing = tuple([name for name in self._context if context[name] is None or context[name] in ("", [])])
+        missing = tuple([name for name in self._expected if context[name] is None or context[name] in ("", [])])
         return Request(form.user_id, tuple(form.candidates), context, None, form.k, form.deadline_ms, missing, instant)
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:

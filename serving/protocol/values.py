@@ -44,6 +44,8 @@ BEYOND = {
     "number_out_of_range": "the number that a text is; limits hold for numbers alone",
     "not_a_time": "a text of the right form that is not a date of the calendar",
     "time_out_of_range": "the instant that a text is; limits hold for numbers alone",
+    "uneven_weights": "the number of weights is that of the elements of another key",
+    "negative_weight": "the number that a text is; limits hold for numbers alone",
 }
 
 TEXT_OF_ID: Json = {
@@ -128,6 +130,16 @@ def read_float32(value: Any) -> float:
         raise custom("not_a_number", f"must be a number, not {shown(value)}")
     if abs(parsed) >= FLOAT32_LIMIT:
         raise custom("number_out_of_range", "must be a number of at most 3.4e+38 in size")
+    return parsed
+
+
+def read_weight(value: Any) -> float:
+    """A weight of an element of a list."""
+    parsed = read_number(value)
+    if parsed is None:
+        raise custom("not_a_number", f"must be a number of at least 0, not {shown(value)}")
+    if parsed < 0:
+        raise custom("negative_weight", f"must be a number of at least 0, not {shown(value)}")
     return parsed
 
 
@@ -230,6 +242,19 @@ Entry = Annotated[
     ),
 ]
 
+Weight = Annotated[
+    float,
+    PlainValidator(read_weight),
+    WithJsonSchema(
+        {
+            "type": ["number", "boolean", "string"],
+            "pattern": f"^{WHITE}{NUMBER[1:-1]}{WHITE}{END}",
+            "minimum": 0,
+            "exclusiveMaximum": NUMBER_LIMIT,
+        }
+    ),
+]
+
 
 def ids(most: int) -> Any:
     """The type of a list of 1 to ``most`` ids."""
@@ -266,4 +291,7 @@ def type_of(field: ModelField, *, is_truth: bool = False) -> Any:
     if field.kind == "sequence":
         most = field.length if field.has_own_values else MAX_SEQUENCE  # logs accept no longer list either
         return Annotated[list[Element], Field(max_length=most, fail_fast=True)] | None
+    if field.kind == "weights":
+        words = f"One weight for each element of {field.of}; absent or empty: all are 1."
+        return Annotated[list[Weight], Field(max_length=field.length, fail_fast=True, description=words)] | None
     return Annotated[list[Entry], Field(min_length=field.dim, max_length=field.dim, fail_fast=True)] | None

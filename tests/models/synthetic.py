@@ -17,6 +17,19 @@ FIELDS = FieldSpace(
     sequence_lengths=(5,),
     vector_dims=(3,),
 )
+#: The same with a list with vectors of its own, whose elements have weights.
+WITH_WEIGHTS = FieldSpace(
+    names=(*FIELDS.names[:5], "tags", "image"),
+    kinds=(*FIELDS.kinds[:5], "sequence", "vector"),
+    entities=(*FIELDS.entities[:5], "item", "item"),
+    protected=(*FIELDS.protected[:5], True, True),
+    num_values=FIELDS.num_values,
+    sequence_of=("item", "tags"),
+    sequence_lengths=(5, 4),
+    vector_dims=(3,),
+    list_values=(12,),
+    weighted=("tags",),
+)
 
 
 def random_rows(rows: int, seed: int = 0) -> EncodedRows:

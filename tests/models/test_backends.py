@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.synthetic import FIELDS
+from tests.models.synthetic import WITH_WEIGHTS
 from thinktwice.data.encoded import Batch
 from thinktwice.errors import BundleError
 from thinktwice.files import read_json
@@ -42,7 +42,7 @@ PLAIN = FieldSpace(
 )
 
 
-def trained(name: str, fields: FieldSpace = FIELDS) -> Backbone:
+def trained(name: str, fields: FieldSpace = WITH_WEIGHTS) -> Backbone:
     """Weights far from their start, so that every part of the score counts."""
     config = backbone_config(name=name, dim=6, hidden=(24, 16), init_sd=0.5)  # type: ignore[arg-type]
     model = build_backbone(config, fields, seed=1)
@@ -80,7 +80,7 @@ def test_scores_are_those_of_eager_torch(name: str, kind: str, gated: bool, expo
     found, eager = make(kind, model, exported, table), make("eager", model, exported, table)
     batch = random_rows(model, ROWS)
     kept = torch.rand(ROWS, model.num_fields, generator=torch.Generator().manual_seed(0)) < 0.7
-    kept[:, len(FIELDS.num_values) :] = True  # what is no column is protected
+    kept[:, len(WITH_WEIGHTS.num_values) :] = True  # what is no column is protected
     everything = torch.ones_like(kept)
     fields = torch.tensor([0, 2, 1])
     mask = torch.rand(ROWS, 5, 3, generator=torch.Generator().manual_seed(2)) < 0.5
@@ -131,9 +131,13 @@ def test_a_shared_user_changes_no_bit(kind: str, number: int, exported: dict[str
         rows.ids,
         {k: v.expand(number, -1) for k, v in one.sequences.items()},
         {k: v.expand(number, -1) for k, v in one.vectors.items()},
+        weights={k: v.expand(number, -1) for k, v in one.weights.items()},
     )
     repeated = Batch(
-        rows.ids, {k: v.clone() for k, v in shared.sequences.items()}, {k: v.clone() for k, v in shared.vectors.items()}
+        rows.ids,
+        {k: v.clone() for k, v in shared.sequences.items()},
+        {k: v.clone() for k, v in shared.vectors.items()},
+        weights={k: v.clone() for k, v in shared.weights.items()},
     )
     if kind == "folded":  # read once
         assert backend.read(shared)[1].stride(0) == 0
@@ -152,7 +156,7 @@ def test_folding_needs_no_sequences() -> None:
 def test_what_cannot_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_fold(trained("deepfm"))
     assert not any(can_fold(trained(name)) for name in NAMES if name not in FOLDED)
-    assert not can_fold(build_backbone(DeepFMConfig(hidden=()), FIELDS))
+    assert not can_fold(build_backbone(DeepFMConfig(hidden=()), WITH_WEIGHTS))
     monkeypatch.setattr(folded, "MAX_BYTES", 4 * 32 * (85 + 4) - 1)
     model = trained("deepfm")
     assert not can_fold(model)

@@ -1,9 +1,10 @@
-"""Fields of several categories, truth values, crosses and a precomputed sequence, from a CSV log through Feast to a real server: every form
+"""Fields of several categories, with and without weights, truth values, crosses and a precomputed sequence, from a CSV log through Feast to a real server: every form
 of a request gives the same scores, and what was served is what the log and the store say."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -51,9 +52,10 @@ time: {column: ts, format: s}
 label: {column: y}
 entities: {user: {key: user_id, anonymous: true}, item: {key: item_id}}
 fields:
-- {name: tags, entity: item, kind: list, length: 4}
-- {name: likes, entity: user, kind: list, separator: "+"}
-- {name: moods, kind: list, separator: ";"}
+- {name: tags, entity: item, kind: list, length: 4, weights: {name: tag_weights, column: tag scores}}
+- {name: marks, entity: item, kind: list}
+- {name: likes, entity: user, kind: list, separator: "/", weights: like_weights}
+- {name: moods, kind: list, separator: ";", weights: mood_weights}
 - {name: premium, kind: boolean}
 - {name: city, entity: user}
 - {name: color, entity: item}
@@ -66,6 +68,12 @@ statistics: {windows_days: [0]}
 MOODS = [[], ["calm"], ["calm", "glad"], ["glad", "42", "é"], ["never seen", "calm"]]
 #: Values per item and per user; some have none.
 TAGS = {f"i{i}": [f"t{k}" for k in range(i % 5)] for i in range(20)}
+#: Weights of TAGS, MOODS and LIKES; every third item and every fourth user have none, and some elements have the weight 0.
+TAG_WEIGHTS = {
+    f"i{i}": [0.1 * (i + k) if (i + k) % 4 else 0.0 for k in range(i % 5)] if i % 3 else [] for i in range(20)
+}
+MOOD_WEIGHTS = [[], [3.0], [0.25, 1e-3], [0.0, 1.5, 0.2], [1.0, 2.0]]
+LIKE_WEIGHTS = {f"u{u}": [1.0 / (u + k + 1) for k in range(u % 4)] if u % 5 else [] for u in range(12)}
 CITIES = ["Köln", "Bern", ""]
 LIKES = {f"u{u}": [f"l{(u + k) % 6}" for k in range(u % 4)] for u in range(12)}
 
@@ -80,7 +88,11 @@ def write_csv(path: Path, rows: int = 600) -> None:
             "user_id": ["" if n % 10 == 9 else f"u{u}" for n, u in enumerate(users)],
             "item_id": [f"i{i}" for i in items],
             "tags": ["|".join(TAGS[f"i{i}"]) for i in items],
-            "likes": ["+".join(LIKES[f"u{u}"]) for u in users],
+            "tag scores": ["|".join(map(str, TAG_WEIGHTS[f"i{i}"])) for i in items],
+            "marks": ["|".join(sorted(TAGS[f"i{i}"], reverse=True)) for i in items],
+            "like_weights": ["/".join(map(str, LIKE_WEIGHTS[f"u{u}"])) for u in users],
+            "mood_weights": [";".join(map(str, MOOD_WEIGHTS[n % 4])) for n in range(rows)],
+            "likes": ["/".join(LIKES[f"u{u}"]) for u in users],
             "moods": [";".join(MOODS[n % 4]) for n in range(rows)],
             "premium": [("Yes", "no")[u % 2] for u in users],
             "city": [CITIES[u % 3] for u in users],
@@ -146,10 +158,11 @@ def v2_probabilities(answer: Any) -> list[float]:
 
 
 def tensor(name: str, values: list[Any], shape: list[int], *, binary: bool) -> tuple[dict[str, Any], bytes]:
-    described: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": shape}
+    kind = "BYTES" if isinstance(values[0], str) else "FP64"
+    described: dict[str, Any] = {"name": name, "datatype": kind, "shape": shape}
     if not binary:
-        return {**described, "data": values}, b""
-    tail = pack("BYTES", values)
+        return {**described, "data": [None if v != v else v for v in values]}, b""
+    tail = pack(kind, values)
     return {**described, "parameters": {"binary_data_size": len(tail)}}, tail
 
 
@@ -176,21 +189,21 @@ def in_every_form(
     return found
 
 
-def padded(lists: list[list[str]]) -> tuple[list[str], list[int]]:
-    """Lists as one tensor: texts and shape; "" fills up."""
+def padded(lists: list[list[Any]], fill: Any = "") -> tuple[list[Any], list[int]]:
+    """Lists as one tensor: values and shape; ``fill`` fills up."""
     longest = max(1, *map(len, lists))
-    return [text for values in lists for text in [*values, *[""] * (longest - len(values))]], [len(lists), longest]
+    return [value for values in lists for value in [*values, *[fill] * (longest - len(values))]], [len(lists), longest]
 
 
 def test_candidates_have_one_score_in_every_form_and_no_skew(served: Served) -> None:
     candidates = [*(f"i{i}" for i in range(0, 20, 2)), "never seen"]
     asked = 0
     for user in range(13):  # the last is anonymous
-        moods = MOODS[user % len(MOODS)]
+        moods, weights = MOODS[user % len(MOODS)], MOOD_WEIGHTS[user % len(MOODS)]
         who = [] if user == 12 else [("user_id", [f"u{user}"], [1])]
         request = {
             **{name: values[0] for name, values, _ in who}, "candidates": candidates,
-            "context": {"moods": moods, "premium": (True, "YES", 1)[user % 3], "timestamp": 1_767_900_000},
+            "context": {"moods": moods, "mood_weights": weights, "premium": (True, "YES", 1)[user % 3], "timestamp": 1_767_900_000},
         }  # fmt: skip
         texts, shape = padded([moods])
         found = in_every_form(
@@ -200,6 +213,7 @@ def test_candidates_have_one_score_in_every_form_and_no_skew(served: Served) -> 
                 *who,
                 ("candidates", candidates, [len(candidates)]),
                 ("moods", texts, shape),
+                ("mood_weights", *padded([weights], math.nan)),
                 ("premium", [("true", "y", "1")[user % 3]], [1]),
             ],
         )
@@ -216,7 +230,7 @@ def test_candidates_have_one_score_in_every_form_and_no_skew(served: Served) -> 
     report = measure_skew(served.log, served.folder / "store")
     assert report.matching == report.rows == asked
     names = {field.name for field in report.fields}
-    assert {"tags", "likes", "past", "city", "color", "boxed"} <= names
+    assert {"tags", "tag_weights", "marks", "likes", "like_weights", "past", "city", "color", "boxed"} <= names
     assert {field.name: field.mismatches for field in report.fields if field.mismatches} == {}
     # The lists are what the log says, so the comparison is not one of nothing with nothing.
     known = rows.filter(pl.col("log_item_id") != "never seen")
@@ -226,6 +240,9 @@ def test_candidates_have_one_score_in_every_form_and_no_skew(served: Served) -> 
     for row in known.sample(50, seed=1).to_dicts():
         assert (row["tags"] or []) == TAGS[row["log_item_id"]] and (row["likes"] or []) == LIKES[row["log_user_id"]]
         user = int(row["log_user_id"][1:])
+        assert (row["tag_weights"] or []) == TAG_WEIGHTS[row["log_item_id"]]
+        assert (row["like_weights"] or []) == LIKE_WEIGHTS[row["log_user_id"]]
+        assert (row["mood_weights"] or []) == MOOD_WEIGHTS[user % len(MOODS)]
         assert (row["past"] or []) == [f"i{(user + k) % 20}" for k in range(user % 6)][::-1][:3]
         assert (row["moods"] or []) == MOODS[user % len(MOODS)]
         assert row["premium"] == "true" and row["city"] == (CITIES[user % 3] or None)
@@ -249,13 +266,15 @@ def test_training_rows_have_their_offline_score_in_every_form(served: Served) ->
     encoded = bundle.encoder.encode_table(rows.select(names).to_arrow())
     expected = bundle.engine.finish(raw_rows(bundle.engine, encoded)).probability.tolist()
     plain = [{n: v for n, v in row.items() if v is not None} for row in rows.select(names).to_dicts()]
-    lists = {"tags", "likes", "moods", "past"}
+    lists = {"tags", "marks", "likes", "moods", "past"}
     tensors = []
     for name in names:
         values = rows[name].to_list()
         if name in lists:
             texts, shape = padded([value or [] for value in values])
             tensors.append((name, texts, shape))
+        elif name.endswith("_weights"):
+            tensors.append((name, *padded([value or [] for value in values], math.nan)))
         else:
             tensors.append((name, ["" if v is None else str(v) for v in values], [len(values)]))
     found = in_every_form(served.server, {"rows": plain}, tensors)
@@ -263,6 +282,11 @@ def test_training_rows_have_their_offline_score_in_every_form(served: Served) ->
         assert probabilities == pytest.approx(expected, abs=1e-6), form
     assert len(set(map(tuple, found.values()))) == 1
     assert len(set(expected)) > 20
+    # The weights count: without them most rows have another score.
+    nobody = [pl.lit(None, pl.List(pl.Float64)).alias(n) for n in names if n.endswith("_weights")]
+    bare = bundle.encoder.encode_table(rows.select(names).with_columns(nobody).to_arrow())
+    others = np.abs(bundle.engine.finish(raw_rows(bundle.engine, bare)).probability - np.array(expected))
+    assert len(nobody) == 3 and (others > 1e-5).mean() > 0.5
 
 
 def until(done: Callable[[], bool], value: Callable[[], pl.DataFrame | None]) -> pl.DataFrame | None:

@@ -34,6 +34,8 @@ BEYOND: dict[str, Callable[[Any], bool]] = {
     "time_out_of_range": lambda v: isinstance(v, str),
     "int_type": lambda v: isinstance(v, float) and v.is_integer(),
     "too_many_rows": lambda v: isinstance(v, list),
+    "uneven_weights": lambda v: isinstance(v, list),
+    "negative_weight": lambda v: isinstance(v, str),
 }
 #: The same of v2 bodies: how sizes, data and datatypes belong together, and one name per tensor.
 BEYOND_V2: dict[str, Callable[[Any], bool]] = {
@@ -47,6 +49,9 @@ EXAMPLES: list[tuple[str, Any]] = [
     ("not_a_time", {"rows": [{"timestamp": "2024-02-30"}]}),
     ("time_out_of_range", {"rows": [{"timestamp": "2101-01-01"}]}),
     ("int_type", {"rows": [{}], "k": 3.0}),
+    ("uneven_weights", {"rows": [{}, {"marks": ["a"], "mark_weights": [1, 2]}]}),
+    ("uneven_weights", {"user_id": "a", "candidates": ["a"], "context": {"mark_weights": [1]}}),
+    ("negative_weight", {"rows": [{"marks": ["a"], "mark_weights": ["-1"]}]}),
 ]
 
 
@@ -72,7 +77,9 @@ class Door:
         return jsonschema.Draft202012Validator(whole).is_valid(body)
 
 
-SMALL = Door(SCHEMA, True)
+MARKS = {"name": "marks", "kind": "list", "length": 3, "weights": "mark_weights"}
+_FIELDS = [f.model_dump(exclude_defaults=True) for f in SCHEMA.fields]
+SMALL = Door(LogSchema.model_validate({**SCHEMA.model_dump(), "fields": [*_FIELDS, MARKS]}), True)
 
 
 @pytest.mark.parametrize(("kind", "request_"), EXAMPLES)
@@ -131,6 +138,8 @@ def doors(draw: st.DrawFn) -> Door:
         made["sequences"] = [{"name": "history", "of": "item_id"}]
     if draw(st.booleans()):
         fields.append({"name": "hour", "derived": "hour"})
+    if draw(st.booleans()):
+        fields.append(MARKS | {"entity": draw(st.sampled_from(entities))})
     return Door(parse_schema(json.dumps(made), where="test"), draw(st.booleans()))
 
 
@@ -156,7 +165,7 @@ IDS = (
 @st.composite
 def requests(draw: st.DrawFn, door: Door) -> dict[str, Any]:
     """A good request."""
-    fields = door.schema.model_fields_in_order()
+    fields = door.schema.row_fields()
     when = "event_time" if any(f.name == "timestamp" for f in fields) else "timestamp"
     times = st.floats(0, 4.1e9) | st.sampled_from(["2024-03-01", "2024-03-01 10:00:00.5+09:00", " 2024-03-01T10Z "])
 
@@ -170,6 +179,8 @@ def requests(draw: st.DrawFn, door: Door) -> dict[str, Any]:
             return draw(st.none() | number)
         if kind == "sequence":
             return draw(st.none() | st.lists(IDS | st.just(""), max_size=3))
+        if kind == "weights":
+            return draw(st.none() | st.lists(st.floats(0, 1e6) | st.sampled_from([0, "1", True]), max_size=3))
         return draw(
             st.none() | st.lists(st.floats(-1e6, 1e6) | st.sampled_from(["1", True]), min_size=dim, max_size=dim)
         )
@@ -182,11 +193,13 @@ def requests(draw: st.DrawFn, door: Door) -> dict[str, Any]:
         given = {
             f.name: value(f.kind, f.dim, f.name) for f in fields if f.entity == "context" and f.origin == "attribute"
         }
-        out["context"] = {n: v for n, v in given.items() if draw(st.booleans())}
+        fit_weights(given)
+        out["context"] = {n: v for n, v in given.items() if draw(st.booleans()) or n == "marks"}
         if draw(st.booleans()):
             out["context"][when] = draw(times)
     else:
         row = {f.name: value(f.kind, f.dim, f.name) for f in fields if draw(st.booleans())}
+        fit_weights(row)
         if draw(st.booleans()):
             row[when] = draw(times)
         out["rows"] = [row, {}][: draw(st.integers(1, 2))]
@@ -199,6 +212,13 @@ def requests(draw: st.DrawFn, door: Door) -> dict[str, Any]:
     return out
 
 
+def fit_weights(values: dict[str, Any]) -> None:
+    """As many weights as elements, or none."""
+    weights, elements = values.get("mark_weights"), values.get("marks") or []
+    if weights:
+        values["mark_weights"] = (weights * 3)[: len(elements)]
+
+
 def places(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     """Containers and their keys, over the whole value."""
     for key in list(value) if isinstance(value, dict) else range(len(value)):
@@ -209,7 +229,7 @@ def places(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 
 def mutate(draw: st.DrawFn, body: dict[str, Any], door: Door) -> None:
-    fields = [f.name for f in door.schema.model_fields_in_order()]
+    fields = [f.name for f in door.schema.row_fields()]
     names = [
         *fields,
         "timestamp",

@@ -29,7 +29,8 @@ Rows = slice | np.ndarray
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of model inputs: ids [B, C] int64, sequences name -> [B, L] int64, vectors name -> [B, dim] float32.
+    """One batch of model inputs: ids [B, C] int64, sequences name -> [B, L] int64, vectors name -> [B, dim] float32,
+    weights name of a list -> [B, L] float32, 0 at padding (only of lists with weights).
 
     A vector row of NaN is a missing vector. ``counters`` [B, K] float32 are for models that read K counters as numbers, NaN for
     unknown; None: all are unknown.
@@ -39,6 +40,7 @@ class Batch:
     sequences: Mapping[str, torch.Tensor] = field(default_factory=dict)
     vectors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     counters: torch.Tensor | None = None
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -50,6 +52,7 @@ class Batch:
             {k: v[index] for k, v in self.sequences.items()},
             {k: v[index] for k, v in self.vectors.items()},
             None if self.counters is None else self.counters[index],
+            {k: v[index] for k, v in self.weights.items()},
         )
 
 
@@ -59,7 +62,7 @@ class EncodedRows:
 
     ids [R, C] int32, sequences name -> [R, L] int32, vectors name -> [R, dim] float32, label [R] float32,
     user [R] int64 (stable hash of the user id for grouping, -1 without users), time [R] int64 microseconds, weight [R] float32
-    (how much a row counts in training; None: all the same). ``evidence`` is stored by the training set and not in the file of the
+    (how much a row counts in training; None: all the same), weights name of a list -> [R, L] float32. ``evidence`` is stored by the training set and not in the file of the
     rows.
     """
 
@@ -71,6 +74,7 @@ class EncodedRows:
     time: np.ndarray
     evidence: Evidence | None = None
     weight: np.ndarray | None = None
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -83,6 +87,7 @@ class EncodedRows:
             torch.from_numpy(self.ids[rows].astype(np.int64)),
             {k: torch.from_numpy(v[rows].astype(np.int64)) for k, v in self.sequences.items()},
             {k: torch.from_numpy(np.array(v[rows], dtype=np.float32)) for k, v in self.vectors.items()},
+            weights={k: torch.from_numpy(np.array(v[rows])) for k, v in self.weights.items()},
         )
 
     def take(self, rows: Rows) -> EncodedRows:
@@ -96,12 +101,14 @@ class EncodedRows:
             self.time[rows],
             None if self.evidence is None else self.evidence.take(rows),
             None if self.weight is None else self.weight[rows],
+            {k: v[rows] for k, v in self.weights.items()},
         )
 
     def save(self, path: Path | str) -> None:
         tensors = {"ids": self.ids, "label": self.label, "user": self.user, "time": self.time}
         tensors |= {f"sequence.{k}": v for k, v in self.sequences.items()}
         tensors |= {f"vector.{k}": v for k, v in self.vectors.items()}
+        tensors |= {f"weights.{k}": v for k, v in self.weights.items()}
         if self.weight is not None:
             tensors["weight"] = self.weight
         with atomic_file(path) as temporary:
@@ -122,6 +129,7 @@ class EncodedRows:
             tensors["user"],
             tensors["time"],
             weight=tensors.get("weight"),
+            weights={k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")},
         )
 
 

@@ -22,12 +22,13 @@ from thinktwice.data.training_set_info import CutVocabulary
 from thinktwice.data.vocabulary import NULL as NULL
 from thinktwice.data.vocabulary import VOCABULARY_FILE as VOCABULARY_FILE
 from thinktwice.data.vocabulary import continued, read_vocabularies, value_counts, write_vocabularies
-from thinktwice.errors import BundleError, reason
+from thinktwice.errors import BundleError, DataError, reason
 from thinktwice.files import read_json, write_json
 from thinktwice.schema import EVENT_TIME, LABEL, Cross, LogField, LogSchema, ModelField
-from thinktwice.schema.fields import ROW_WEIGHT
+from thinktwice.schema.fields import ROW_WEIGHT, fields_of_rows
 from thinktwice.schema.numbers import borders, number, numbers
 from thinktwice.schema.values import as_series, spell, spelled
+from thinktwice.schema.weights import read_weights, row_shares, uneven
 
 ENCODER_FILE = "encoder.json"
 #: Files without a format number have format 1: float32 values of their logs were widened to float64 before spelling and
@@ -51,7 +52,7 @@ class Encoder:
 
     Attributes:
         fields: all model fields in order.
-        row_fields: those that a row has values of; the others, crosses, are computed from them.
+        row_fields: what a row has values of: the fields without crosses, which are computed from them, and the weights of lists.
         columns: the categorical and numeric ones; column c of ``ids`` is ``columns[c]``.
         num_values: indices per column, the unknown index 0 included.
         cut: vocabularies that ``min_count`` or ``max_values`` has limited; of an encoder just fitted, empty for a stored one.
@@ -71,7 +72,7 @@ class Encoder:
         self.widens = widens
         self.cut: dict[str, CutVocabulary] = {}
         self.fields = fields
-        self.row_fields = tuple(f for f in fields if f.origin != "cross")
+        self.row_fields = fields_of_rows(fields)
         self.user_key = user_key
         self.columns = tuple(f for f in fields if f.kind in ("categorical", "numeric"))
         self.sequences = tuple(f for f in fields if f.kind == "sequence")
@@ -185,7 +186,12 @@ class Encoder:
                 ids[:, c] = self._bucket(f.name, numbers(column).fill_null(math.nan).to_numpy())
         for cross in self.crosses:
             cross.fill(ids)
-        sequences = {f.name: self._encode_sequence(f, table[f.name]) for f in self.sequences}
+        sequences, weights = {}, {}
+        for f in self.sequences:
+            given = table[f.weights] if f.weights else None
+            sequences[f.name], of_elements = self._encode_sequence(f, table[f.name], given)
+            if of_elements is not None:
+                weights[f.name] = of_elements
         vectors = {f.name: _stack_vectors(as_series(table[f.name]), f.dim) for f in self.vectors}
         label = as_series(table[LABEL]).to_numpy().astype(np.float32) if LABEL in table.column_names else None
         time = as_series(table[EVENT_TIME]).dt.epoch("us") if EVENT_TIME in table.column_names else None
@@ -198,6 +204,7 @@ class Encoder:
             self._hash_users(table),
             np.zeros(rows, np.int64) if time is None else time.to_numpy().astype(np.int64),
             weight=None if weight is None else weight.astype(np.float32),
+            weights=weights,
         )
 
     def widened(self, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
@@ -217,6 +224,7 @@ class Encoder:
             torch.from_numpy(side.ids),
             {name: torch.from_numpy(block) for name, block in side.sequences.items()},
             {name: torch.from_numpy(block) for name, block in side.vectors.items()},
+            weights={name: torch.from_numpy(block) for name, block in side.weights.items()},
         )
 
     def encode_side(self, rows: Sequence[Mapping[str, Any]], names: Collection[str]) -> Side:
@@ -248,9 +256,12 @@ class Encoder:
                 if cross.column in place:
                     a, b = (place[parent] for parent in cross.parents)
                     ids[:, place[cross.column]] = cross.index(ids[:, a], ids[:, b])
-        sequences = {}
+        sequences, weights = {}, {}
         for f in self.sequences:
             if f.name not in names:
+                continue
+            if f.weights:
+                sequences[f.name], weights[f.name] = self._encode_weighted(f, rows)
                 continue
             index, block = self._index[f.of], np.zeros((len(rows), f.length), np.int64)
             for r, row in enumerate(rows):
@@ -273,7 +284,28 @@ class Encoder:
                 if value is not None and len(value) == f.dim:
                     matrix[r] = value
             vectors[f.name] = matrix
-        return Side(tuple(c for c, _ in columns), ids, sequences, vectors)
+        return Side(tuple(c for c, _ in columns), ids, sequences, vectors, weights)
+
+    def _encode_weighted(self, f: ModelField, rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        """Indices [n, L] and weights [n, L] of a list with weights. Elements that are unknown, missing or of weight 0 are left out."""
+        index = self._index[f.of]
+        block, given = np.zeros((len(rows), f.length), np.int64), np.zeros((len(rows), f.length))
+        for r, row in enumerate(rows):
+            words, weights = row.get(f.name), row.get(f.weights)
+            words = () if words is None else words
+            weights = (1.0,) * len(words) if weights is None or len(weights) == 0 else weights
+            if len(weights) != len(words):
+                raise DataError(
+                    f"row {r}: {f.weights!r} has {len(weights)} weights for {len(words)} elements of {f.name!r}: "
+                    "give one for each element, or none"
+                )
+            position = 0
+            for word, weight in zip(words, weights, strict=True):
+                i = index.get(word if type(word) is str else spell(self._plain(word)) or "", 0)
+                if i and weight > 0 and position < f.length:
+                    block[r, position], given[r, position] = i, weight
+                    position += 1
+        return _with_shares(block, given)
 
     def join(self, shared: Side, own: Side) -> Batch:
         """The batch of n rows: the one row of ``shared`` joined with each of the n rows of ``own``, which together have all fields."""
@@ -345,25 +377,34 @@ class Encoder:
         index[np.isnan(values)] = 0
         return index.astype(np.int32)
 
-    def _encode_sequence(self, f: ModelField, column: pa.ChunkedArray) -> np.ndarray:
+    def _encode_sequence(
+        self, f: ModelField, column: pa.ChunkedArray, weights: pa.ChunkedArray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Indices [R, L] of the elements of a list and, with ``weights``, their weights [R, L]. Elements that are unknown, missing or
+        of weight 0 are left out."""
         out = np.zeros((len(column), f.length), np.int32)
-        flat = (
-            pl.DataFrame({"row": np.arange(len(column)), "value": as_series(column)})
-            .explode("value", empty_as_null=True, keep_nulls=True)
-            .drop_nulls("value")
-        )
+        given = None if weights is None else np.zeros((len(column), f.length))
+        rows = pl.DataFrame({"row": np.arange(len(column)), "value": as_series(column)})
+        if weights is not None:
+            rows = rows.with_columns(_full_weights(f, rows["value"].list.len().fill_null(0), weights).alias("weight"))
+        flat = rows.explode(*rows.columns[1:], empty_as_null=True, keep_nulls=True).drop_nulls("value")
         words = spelled(self.widened(flat["value"].to_arrow()))
-        flat = flat.select("row", words.alias("value")).drop_nulls("value")
+        flat = flat.with_columns(words.alias("value")).drop_nulls("value")
         if flat.height == 0:
-            return out
+            return out, None if given is None else given.astype(np.float32)
         index = self._lookup(f.of, flat["value"])
-        row = flat["row"].to_numpy()[index > 0]
-        index = index[index > 0]
+        known = index > 0
+        if given is not None:
+            known &= flat["weight"].to_numpy() > 0
+        row, index = flat["row"].to_numpy()[known], index[known]
         starts = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.zeros(0, np.int64)
         position = np.arange(len(row)) - np.repeat(starts, np.diff(np.r_[starts, len(row)]))
         keep = position < f.length
         out[row[keep], position[keep]] = index[keep]
-        return out
+        if given is None:
+            return out, None
+        given[row[keep], position[keep]] = flat["weight"].to_numpy()[known][keep]
+        return _with_shares(out, given)
 
     def _hash_users(self, table: pa.Table) -> np.ndarray:
         if self.user_key is None or self.user_key not in table.column_names:
@@ -401,6 +442,8 @@ class _EncoderFile(BaseModel):
             raise ValueError("'bounds' does not name the numeric fields")
         if invalid := [f.name for f in self.fields if f.kind == "sequence" and f.of not in self.vocabulary_fields]:
             raise ValueError(f"sequence {invalid[0]!r} contains values of a field without a vocabulary")
+        if invalid := [f.name for f in self.fields if f.kind == "weights" or (f.weights and not f.has_own_values)]:
+            raise ValueError(f"{invalid[0]!r} is not a list that may have weights")
         columns = {f.name for f in self.fields if f.kind == "categorical" and not f.crossed}
         if invalid := [f.name for f in self.fields if (f.origin == "cross") != bool(f.crossed)]:
             raise ValueError(f"{invalid[0]!r} is a cross without two fields")
@@ -422,6 +465,32 @@ def _bounds(values: np.ndarray, field: LogField | Cross | None, buckets: int) ->
     low, high = (float(np.sign(v) * np.log1p(abs(v))) for v in (values.min(), values.max()))
     steps = np.linspace(low, high, buckets + 1)[1:-1]
     return np.unique(np.sign(steps) * np.expm1(np.abs(steps)))
+
+
+def _with_shares(index: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices [n, L] and their weights [n, L], scaled; an element whose weight is too small beside the largest is padding."""
+    shares = row_shares(weights)
+    index[shares == 0] = 0
+    return index, shares
+
+
+def _full_weights(f: ModelField, lengths: pl.Series, weights: pa.ChunkedArray) -> pl.Series:
+    """The weights [R] of lists with these ``lengths`` [R]; ones where a row has none.
+
+    Raises:
+        DataError: a row has another number of weights than of elements, or a weight that is no number of at least 0.
+    """
+    given = read_weights(weights)
+    element = pl.element()
+    wrong = given.list.eval((element < 0) | element.is_null()).list.any().fill_null(False) | uneven(lengths, given)
+    if wrong.any():
+        row = int(wrong.arg_max() or 0)
+        raise DataError(
+            f"row {row}: {f.weights!r} is {given[row].to_list()} for {lengths[row]} elements of {f.name!r}: give one number of at least 0 "
+            "for each element, or none"
+        )
+    ones = pl.select(pl.lit(1.0).repeat_by(pl.lit(lengths))).to_series()
+    return given.zip_with(given.is_not_null(), ones)
 
 
 def _stack_vectors(column: pl.Series, dim: int) -> np.ndarray:

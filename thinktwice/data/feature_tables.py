@@ -33,7 +33,7 @@ EVENT_TIMESTAMP = "event_timestamp"
 CREATED_TIMESTAMP = "created_timestamp"
 
 TableKind = Literal["attributes", "statistics", "sequences"]
-ColumnKind = Literal["string", "number", "strings", "vector"]
+ColumnKind = Literal["string", "number", "strings", "vector", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,13 @@ def service_name(feature_version: str) -> str:
 def table_specs(schema: LogSchema) -> tuple[TableSpec, ...]:
     """The feature tables of a log with this schema; empty for a log without users and items."""
     specs: list[TableSpec] = []
-    fields = schema.model_fields_in_order()
+    fields = schema.row_fields()
     column_kinds: dict[str, ColumnKind] = {
         "categorical": "string",
         "numeric": "number",
         "sequence": "strings",
         "vector": "vector",
+        "weights": "numbers",
     }
     origins: tuple[tuple[TableKind, tuple[str, ...]], ...] = (
         ("attributes", ("attribute", "vector")),

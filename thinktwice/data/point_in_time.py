@@ -33,6 +33,7 @@ COLUMN_TYPES = {
     "number": pa.float64(),
     "strings": pa.list_(pa.string()),
     "vector": pa.list_(pa.float32()),
+    "numbers": pa.list_(pa.float64()),
 }
 _PLACE, _AT = "!place", "!at"  # no field can have such a name
 

@@ -26,10 +26,12 @@ from thinktwice.schema.numbers import missing, number, numbers
 from thinktwice.schema.times import FORMS, derive, instant_of, instants, is_time, on_present
 from thinktwice.schema.truth import truth, truths
 from thinktwice.schema.values import as_series, can_spell, spell, spelled
+from thinktwice.schema.weights import read_weights, uneven, weight
 from thinktwice.validate.parse import log_times
 
 TIMESTAMP = "timestamp"  # name of the impression time in requests
 SHOWN = 60  # characters of a value in a message
+_ELEMENTS = {"sequence": pa.string(), "vector": pa.float32(), "weights": pa.float64()}
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
@@ -106,6 +108,11 @@ def read_fields(table: pa.Table, schema: LogSchema, encoder: Encoder) -> pa.Tabl
         else:
             values = encoder.widened(table[f.name])
             out[f.name] = _truths(f.name, values) if f.name in schema.boolean_fields else _checked(f, values)
+    for f in encoder.sequences:
+        if f.weights:
+            lengths = as_series(out[f.name]).list.len()
+            differ = uneven(lengths, as_series(out[f.weights]))
+            _refuse(f.weights, table[f.weights], differ, f"has another number of weights than {f.name!r} has elements")
     return pa.table(out)
 
 
@@ -174,6 +181,7 @@ def _source_columns(schema: LogSchema) -> dict[str, str]:
     """Field name -> column of the log, where the two differ."""
     out = {f.name: f.source_column for f in schema.fields if f.derived is None}
     out |= {v.name: v.source_column for v in schema.vectors}
+    out |= {f.weights.name: f.weights.source_column for f in schema.fields if f.weights is not None}
     out |= {k.key: k.source_column for k in (schema.entities.user, schema.entities.item) if k is not None}
     return {name: column for name, column in out.items() if name != column}
 
@@ -194,7 +202,7 @@ def _checked(f: ModelField, values: pa.ChunkedArray) -> pa.Array | pa.ChunkedArr
     if f.kind == "numeric":
         return _numbers(f.name, values)
     if pa.types.is_null(values.type):
-        return pa.nulls(len(values), pa.list_(pa.string() if f.kind == "sequence" else pa.float32()))
+        return pa.nulls(len(values), pa.list_(_ELEMENTS[f.kind]))
     if not any(test(values.type) for test in _LISTS):
         raise SchemaError(
             f"column {f.name!r} has type {values.type}: the model reads a list in every row, write one (null for none)"
@@ -209,7 +217,7 @@ def _checked(f: ModelField, values: pa.ChunkedArray) -> pa.Array | pa.ChunkedArr
                 f"column {f.name!r} has type {values.type}: the model reads ids, write lists of text or integers"
             )
         return values
-    return _vectors(f, values, inner)
+    return _weights(f.name, values) if f.kind == "weights" else _vectors(f, values, inner)
 
 
 def _texts(name: str, values: pa.ChunkedArray) -> pa.Array:
@@ -244,6 +252,13 @@ def _numbers(name: str, values: pa.ChunkedArray) -> pa.Array:
     if parsed.null_count() and len(parsed) and not pa.types.is_null(values.type):
         _refuse(name, values, parsed.is_null() & ~nothing, "is not a number below 1e300")
     return parsed.to_arrow()
+
+
+def _weights(name: str, values: pa.Array) -> pa.Array:
+    lists, element = read_weights(values), pl.element()
+    invalid = lists.list.eval((element < 0) | element.is_null()).list.any()
+    _refuse(name, values, invalid, "is not a list of numbers of at least 0 and below 1e300")
+    return lists.to_arrow()
 
 
 def _vectors(f: ModelField, values: pa.Array, inner: pa.DataType) -> pa.Array:
@@ -317,6 +332,13 @@ def _table_of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, enc
             raise ValueError("is not a list")
         return [number(v) for v in value]
 
+    def weights(value: Any) -> list[float] | None:
+        if value is None:
+            return None
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+            raise ValueError("is not a list")
+        return [weight(plain(v)) for v in value]
+
     def when(value: Any) -> int | None:
         if value is None or value != value:
             return None
@@ -333,6 +355,7 @@ def _table_of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, enc
         "numeric": (lambda value: number(plain(value)), pa.float64()),
         "sequence": (words, pa.list_(pa.string())),
         "vector": (vector, pa.list_(pa.float64())),
+        "weights": (weights, pa.list_(pa.float64())),
     }
     for f in encoder.row_fields:
         read, kind = (truth, pa.string()) if f.name in schema.boolean_fields else readers[f.kind]

@@ -25,13 +25,14 @@ class Side:
     """Encoded values of some of the model's fields.
 
     ids [n, S or I] int64 of the columns ``columns`` [S or I] of a batch, in order; sequences name -> [n, L] int64;
-    vectors name -> [n, dim] float32.
+    vectors name -> [n, dim] float32; weights name of a list -> [n, L] float32.
     """
 
     columns: tuple[int, ...]
     ids: np.ndarray
     sequences: Mapping[str, np.ndarray] = field(default_factory=dict)
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,6 +44,7 @@ class Side:
             self.ids[rows],
             {name: block[rows] for name, block in self.sequences.items()},
             {name: block[rows] for name, block in self.vectors.items()},
+            {name: block[rows] for name, block in self.weights.items()},
         )
 
     @staticmethod
@@ -54,6 +56,7 @@ class Side:
             np.concatenate([part.ids for part in parts]),
             {name: np.concatenate([part.sequences[name] for part in parts]) for name in first.sequences},
             {name: np.concatenate([part.vectors[name] for part in parts]) for name in first.vectors},
+            {name: np.concatenate([part.weights[name] for part in parts]) for name in first.weights},
         )
 
 
@@ -78,6 +81,7 @@ def join(shared: Side, own: Side, crosses: Sequence[CrossIndex] = ()) -> Batch:
         torch.from_numpy(ids),
         _expanded(shared.sequences, rows) | {name: torch.from_numpy(block) for name, block in own.sequences.items()},
         _expanded(shared.vectors, rows) | {name: torch.from_numpy(block) for name, block in own.vectors.items()},
+        weights=_expanded(shared.weights, rows) | {name: torch.from_numpy(w) for name, w in own.weights.items()},
     )
 
 

@@ -33,11 +33,11 @@ def misfit(bundle: Bundle, rows: pl.DataFrame) -> str:
 def _readable(kind: str, dtype: pl.DataType) -> bool:
     """Whether a field of ``kind`` can read such a column. For example, numbers are all unknown to a vocabulary of strings, and
     the model would be compared with that field blank."""
-    if kind in ("sequence", "vector"):
+    if kind in ("sequence", "vector", "weights"):
         if not isinstance(dtype, (pl.List, pl.Array)):
             return False
         number = dtype.inner.is_numeric()
-        return number if kind == "vector" else not number
+        return not number if kind == "sequence" else number
     if isinstance(dtype, (pl.List, pl.Array)):
         return False
     return dtype.is_numeric() == (kind == "numeric")

@@ -56,6 +56,7 @@ def padded_batch(batch: Batch, rows: int) -> Batch:
         {k: padded(v, rows) for k, v in batch.sequences.items()},
         {k: padded(v, rows) for k, v in batch.vectors.items()},
         None if batch.counters is None else padded(batch.counters, rows),
+        {k: padded(v, rows) for k, v in batch.weights.items()},
     )
 
 

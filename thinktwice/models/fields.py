@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -71,7 +71,8 @@ class FieldSpace(BaseModel):
     """N fields in model order: categorical and numeric ones (columns of ``ids``), then sequences, then vectors.
 
     ``num_values`` has one entry per column, the unknown index 0 included. ``sequence_of`` names, per sequence, the column whose
-    values it contains and whose table rows it shares, or the sequence itself: a list with ``list_values`` values of its own. ``entities`` names the entity that each field describes: the fields of a
+    values it contains and whose table rows it shares, or the sequence itself: a list with ``list_values`` values of its own. ``weighted`` names the lists
+    whose elements have weights. ``entities`` names the entity that each field describes: the fields of a
     new entity are all unknown. ``crosses`` are columns with the two columns that each is computed from. ``counters`` are further fields, one per group, after the vectors; None for a model without.
     """
 
@@ -86,14 +87,15 @@ class FieldSpace(BaseModel):
     sequence_lengths: tuple[PositiveInt, ...] = ()
     vector_dims: tuple[PositiveInt, ...] = ()
     list_values: tuple[PositiveInt, ...] = ()
+    weighted: tuple[str, ...] = ()
     crosses: tuple[tuple[Position, Position, Position], ...] = ()
     counters: CounterFields | None = None
 
     @model_serializer(mode="wrap")
     def _without_absent_counters(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Files of models without counters or lists are those of versions that knew none."""
+        """Files of models without counters, lists or weights are those of versions that knew none."""
         written: dict[str, object] = serialize(self)
-        absent = {"counters": None, "list_values": (), "crosses": ()}
+        absent = {"counters": None, "list_values": (), "weighted": (), "crosses": ()}
         return {key: value for key, value in written.items() if not (key in absent and value in (absent[key], []))}
 
     @model_validator(mode="after")
@@ -120,6 +122,8 @@ class FieldSpace(BaseModel):
         lists = [name for name, of in zip(self.sequences, self.sequence_of, strict=True) if of == name]
         if len(lists) != len(self.list_values):
             raise ValueError(f"{len(lists)} lists have values of their own, got {len(self.list_values)} value counts")
+        if wrong := sorted(set(self.weighted) - set(lists)):
+            raise ValueError(f"{wrong[0]!r} has weights, but is not a list with values of its own")
         if unknown := sorted(set(self.sequence_of) - set(self.columns) - set(lists)):
             raise ValueError(f"a sequence contains values of {unknown[0]!r}, which is not a column")
         return self
@@ -131,7 +135,7 @@ class FieldSpace(BaseModel):
         sequences = [f for f in fields if f.kind == "sequence"]
         return FieldSpace(
             names=tuple(f.name for f in fields),
-            kinds=tuple(f.kind for f in fields),
+            kinds=cast("tuple[Kind, ...]", tuple(f.kind for f in fields)),
             entities=tuple(f.entity for f in fields),
             protected=tuple(f.protected for f in fields),
             num_values=encoder.num_values,
@@ -139,6 +143,7 @@ class FieldSpace(BaseModel):
             sequence_lengths=tuple(f.length for f in sequences),
             vector_dims=tuple(f.dim for f in fields if f.kind == "vector"),
             list_values=encoder.list_values,
+            weighted=tuple(f.name for f in sequences if f.weights),
             crosses=tuple((cross.column, *cross.parents) for cross in encoder.crosses),
         )
 

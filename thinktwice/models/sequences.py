@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from thinktwice.data.encoded import Batch
 from thinktwice.models.fields import FieldSpace
+from thinktwice.schema.weights import SMALLEST
 
 
 class SequenceEncoder(nn.Module, ABC):
@@ -47,17 +48,24 @@ class SequenceEncoder(nn.Module, ABC):
 
 
 class ListPooling(nn.Module):
-    """The mean of vectors of its own for the values of a list, ``values`` [V, D]; row 0 is padding and not used."""
+    """The mean of vectors of its own for the values of a list, ``values`` [V, D], weighted if the list has weights; row 0 is padding
+    and not used."""
 
     def __init__(self, fields: FieldSpace, name: str, width: int, init_sd: float) -> None:
         super().__init__()
         size = fields.values_of_sequences[fields.sequences.index(name)]
-        self.name = name
+        self.name, self.weighted = name, name in fields.weighted
         self.values = nn.Parameter(torch.randn(size, width) * init_sd)
 
     def forward(self, batch: Batch, columns: Tensor, table: Tensor, *, sparse: bool) -> Tensor:
         """See :class:`SequenceEncoder`; only ``batch`` is read."""
-        return F.embedding_bag(batch.sequences[self.name], self.values, mode="mean", padding_idx=0)
+        index = batch.sequences[self.name]
+        if not self.weighted:
+            return F.embedding_bag(index, self.values, mode="mean", padding_idx=0)
+        weights = batch.weights[self.name]
+        total = F.embedding_bag(index, self.values, mode="sum", padding_idx=0, per_sample_weights=weights)
+        # A masked element is padding and leaves its weight behind.
+        return total / (weights * (index != 0)).sum(dim=1, keepdim=True).clamp_min(SMALLEST)
 
 
 class MeanPooling(SequenceEncoder):

@@ -19,6 +19,7 @@ FIELD_TYPES = {
     "numeric": pa.float64(),
     "sequence": pa.list_(pa.string()),
     "vector": pa.list_(pa.float32()),
+    "weights": pa.list_(pa.float64()),
 }
 
 

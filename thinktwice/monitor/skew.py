@@ -121,7 +121,7 @@ def compare(
     Args:
         served: rows of the prediction log.
         later: values of the feature store for these rows.
-        fields: (name, kind of column: string, number, strings or vector, entity).
+        fields: (name, kind of column: string, number, strings, vector or numbers, entity).
 
     Returns:
         The report, and for every field the rows that have both values, which differ.
@@ -169,7 +169,7 @@ def _missing(values: pl.Series, kind: str) -> np.ndarray:
     missing = values.is_null()
     if kind == "number":
         missing |= values.is_nan().fill_null(False)
-    elif kind in ("strings", "vector"):
+    elif kind in ("strings", "vector", "numbers"):
         missing |= (values.list.len() == 0).fill_null(False)
     return missing.to_numpy()
 
@@ -178,7 +178,7 @@ def _differ(a: pl.Series, b: pl.Series, kind: str) -> np.ndarray:
     if kind == "number":
         x, y = a.cast(pl.Float64).to_numpy(), b.cast(pl.Float64).to_numpy()
         return ~np.isclose(x, y, rtol=RELATIVE, atol=0.0)
-    if kind == "vector":
+    if kind in ("vector", "numbers"):
         pairs = zip(a.to_list(), b.to_list(), strict=True)
         return np.array([len(x) != len(y) or not np.allclose(x, y, rtol=RELATIVE, atol=0.0) for x, y in pairs])
     return (a != b).to_numpy()

@@ -85,5 +85,6 @@ def corrupt_batch(
         {name: values.masked_fill(behaviours[name], 0) for name, values in batch.sequences.items()},
         {name: value.masked_fill(gone[:, position[name], None], math.nan) for name, value in batch.vectors.items()},
         counters,
+        batch.weights,
     )
     return Corrupted(masked, behaviours)

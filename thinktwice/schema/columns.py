@@ -19,8 +19,8 @@ from thinktwice.schema.times import is_time
 from thinktwice.schema.values import can_spell
 
 #: Use of a column: a time, a number (including the label), the text of an id or a category, or a list of numbers
-#: or of categories.
-Kind = Literal["time", "number", "category", "list", "vector"]
+#: (a vector, or the weights of a list) or of categories.
+Kind = Literal["time", "number", "category", "list", "vector", "weights"]
 
 
 class Use(NamedTuple):
@@ -36,6 +36,7 @@ READ = {
     "category": "text, bytes, integers, floats, decimals, booleans, dates, times, timestamps and durations",
     "list": "lists of ids or categories, and text with a separator",
     "vector": "lists of numbers and text",
+    "weights": "lists of numbers, and text with the separator of the list",
 }
 
 
@@ -89,6 +90,8 @@ class _Uses:
         for field in fields:
             if field.derived is None:
                 self.add(field.source_column, _KIND[field.kind], f"field {field.name!r}")
+            if field.weights is not None:
+                self.add(field.weights.source_column, "weights", f"weights of field {field.name!r}")
         for vector in vectors:
             self.add(vector.source_column, "vector", f"vector {vector.name!r}")
         for sequence in sequences:
@@ -162,8 +165,11 @@ def is_read(kind: pa.DataType, use: Kind) -> bool:
     kind = stored(kind)
     if use == "list":
         return pt.is_null(kind) or is_text(kind) or (_is_list(kind) and can_spell(kind.value_type))
-    if pt.is_null(kind) or is_text(kind) or (is_bytes(kind) and use != "vector"):
+    if pt.is_null(kind) or is_text(kind) or (is_bytes(kind) and use not in ("vector", "weights")):
         return True
+    if use == "weights":
+        of = stored(kind.value_type) if _is_list(kind) else None
+        return of is not None and (pt.is_null(of) or pt.is_boolean(of) or _is_number(of) or is_text(of))
     if use == "vector":
         return _is_list(kind) and (
             pt.is_null(kind.value_type) or pt.is_boolean(kind.value_type) or _is_number(kind.value_type)

@@ -42,7 +42,11 @@ def field_words(schema: LogSchema) -> dict[str, str]:
         if key is not None:
             use = "" if key.as_field else ", no input of the model"
             found[key.key] = f"id of the {entity}, from column {key.source_column}{use}"
-    found |= {field.name: _field(schema, field) for field in schema.fields}
+    for field in schema.fields:
+        found[field.name] = _field(schema, field)
+        if field.weights is not None:
+            source = _from(schema, field.entity, field.weights.source_column)
+            found[field.weights.name] = f"weights of the elements of {field.name}, {_of(field.entity)}, {source}"
     found |= {cross.name: _cross(cross) for cross in schema.crosses}
     found |= {sequence.name: _sequence(sequence) for sequence in schema.sequences}
     found |= {vector.name: _vector(schema, vector) for vector in schema.vectors}

@@ -6,6 +6,7 @@ They are put together by :class:`thinktwice.schema.log.LogSchema`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -81,14 +82,36 @@ class Described(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ElementWeights(Described):
+    """The weights of the elements of a list: a column of lists of numbers of at least 0, or text with the separator of the list, one
+    number per element. A row without weights gives every element the weight 1.
+
+    ``column`` is its name in the source file (default: ``name``).
+    """
+
+    name: Name
+    column: str | None = None
+
+    @property
+    def source_column(self) -> str:
+        return self.column or self.name
+
+
+def _named_weights(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+_OF_NUMBERS = set("0123456789.+-eE")
+
+
 class LogField(Described):
     """One feature of an impression.
 
     ``column`` is its name in the source file (default: ``name``). ``derived`` computes it from the impression's time.
     ``protected`` values are never masked at test time; by default only categorical fields that are not derived are masked.
 
-    A field of kind ``list`` has several categories in a row: a list column, or text with a ``separator``. ``min_count`` and
-    ``max_values`` limit the vocabulary: other values count as unknown. ``unit`` is for readers; no number is converted. A field of kind
+    A field of kind ``list`` has several categories in a row: a list column, or text with a ``separator``; its elements may have
+    ``weights``. ``min_count`` and ``max_values`` limit the vocabulary: other values count as unknown. ``unit`` is for readers; no number is converted. A field of kind
     ``boolean`` has the categories ``true`` and ``false``, read from every spelling in :mod:`thinktwice.schema.truth`.
     """
 
@@ -107,6 +130,7 @@ class LogField(Described):
     scale: Literal["quantiles", "log"] = "quantiles"  # numeric, log: bins of equal width on a logarithmic scale
     separator: str | None = None  # list: between the categories of a text (default |)
     length: int | None = Field(default=None, ge=1, le=200)  # list: maximum number of categories (default 20)
+    weights: Annotated[ElementWeights | None, BeforeValidator(_named_weights)] = None  # list: of its elements
     min_count: int = Field(
         default=1, ge=1
     )  # categorical, list: least number of train rows with a value of the vocabulary
@@ -140,6 +164,13 @@ class LogField(Described):
             raise ValueError(f"field {self.name!r}: separator and length are for fields of kind list")
         if self.separator == "":
             raise ValueError(f"field {self.name!r}: the separator is empty: give the text between two categories")
+        if self.weights is not None and self.kind != "list":
+            raise ValueError(f"field {self.name!r}: weights are for fields of kind list")
+        if self.weights is not None and self.separator is not None and set(self.separator) <= _OF_NUMBERS:
+            raise ValueError(
+                f"field {self.name!r}: the separator {self.separator!r} may be a part of a number, so its weights cannot be read from "
+                "text: choose another separator"
+            )
         if self.boundaries is not None:
             if self.scale == "log":
                 raise ValueError(f"field {self.name!r}: give boundaries or scale: log, not both")
@@ -169,6 +200,11 @@ class LogField(Described):
     @property
     def is_protected(self) -> bool:
         return self.protected if self.protected is not None else not self.is_category or self.derived is not None
+
+
+def columns_of(fields: Iterable[LogField]) -> list[str]:
+    """Names of the columns of a clean log or side table for these fields: each field and the weights of its elements."""
+    return [name for f in fields for name in ([f.name] if f.weights is None else [f.name, f.weights.name])]
 
 
 class EntityKey(Described):
@@ -348,29 +384,52 @@ class SideTables(Described):
 
 
 class ModelField(Described):
-    """One input position of the model, in model order. Derived from the schema by :meth:`LogSchema.model_fields`."""
+    """One input position of the model, in model order. Derived from the schema by :meth:`LogSchema.model_fields_in_order`.
+
+    The weights of the elements of a list (kind ``weights``) are read from rows and are no input position of their own.
+    """
 
     name: str
-    kind: Literal["categorical", "numeric", "sequence", "vector"]
+    kind: Literal["categorical", "numeric", "sequence", "vector", "weights"]
     entity: Entity
     origin: Literal["key", "attribute", "derived", "cross", "statistic", "sequence", "vector"]
     protected: bool
     buckets: int = 0  # numeric
-    length: int = 0  # sequence
+    length: int = 0  # sequence, weights
     dim: int = 0  # vector
-    of: str = (
-        ""  # sequence: the categorical field whose vocabulary and table it shares, or its own name: it has its own
-    )
+    of: str = ""  # sequence: the categorical field whose vocabulary and table it shares, or its own name: it has its own; weights: the list
+    weights: str = ""  # sequence: the name of the weights of its elements
 
     crossed: tuple[str, str] | tuple[()] = ()  # cross: the two fields that it is computed from
 
     @model_serializer(mode="wrap")
-    def _without_absent_cross(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Files of models without crosses are those of versions that knew none."""
+    def _without_absent_parts(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Files of models without crosses or weights are those of versions that knew none."""
         written: dict[str, object] = serialize(self)
-        return {key: value for key, value in written.items() if key != "crossed" or value}
+        return {key: value for key, value in written.items() if key not in ("crossed", "weights") or value}
 
     @property
     def has_own_values(self) -> bool:
         """Whether it is a list with a vocabulary of its own, and not that of a column."""
         return self.kind == "sequence" and self.of == self.name
+
+    def of_weights(self) -> ModelField | None:
+        """The weights of the elements of a list, as rows have them; None without."""
+        if not self.weights:
+            return None
+        return ModelField(
+            name=self.weights,
+            kind="weights",
+            entity=self.entity,
+            origin="attribute",
+            protected=True,
+            length=self.length,
+            of=self.name,
+        )
+
+
+def fields_of_rows(fields: tuple[ModelField, ...]) -> tuple[ModelField, ...]:
+    """What a row has values of, given the inputs of a model: without crosses, which the encoder computes, and with the weights of
+    lists."""
+    weights = [found for f in fields if (found := f.of_weights()) is not None]
+    return (*(f for f in fields if f.origin != "cross"), *weights)

@@ -28,6 +28,7 @@ from thinktwice.schema.fields import (
     SideTables,
     TimeColumn,
     Vector,
+    fields_of_rows,
 )
 from thinktwice.schema.statistics import InstantStatistics, Statistics
 from thinktwice.schema.times import Zone, zone_named
@@ -61,6 +62,7 @@ class LogSchema(Described):
         names = [f.name for f in fields]
         if not names:
             raise ValueError("the schema describes no field: name at least one under 'fields' or 'entities'")
+        names += [f.weights for f in fields if f.weights]
         names += [k.key for k in (self.entities.user, self.entities.item) if k is not None and not k.as_field]
         lower = [n.lower() for n in names]  # the query engine ignores case
         repeated = sorted({n for n in names if lower.count(n.lower()) > 1})
@@ -69,7 +71,11 @@ class LogSchema(Described):
                 "names of fields and entity keys must be different (in more than upper and lower case), "
                 f"repeated: {', '.join(repeated)}: choose another"
             )
-        dropped = [f.name for f in fields if f.entity != "context" and f.origin != "key" and f.name.endswith("_y")]
+        dropped = [
+            f.name
+            for f in (*fields, *self.row_fields())
+            if f.entity != "context" and f.origin != "key" and f.name.endswith("_y")
+        ]
         if dropped:
             raise ValueError(
                 f"name {dropped[0]!r} of a user or item field may not end with '_y' "
@@ -303,6 +309,7 @@ class LogSchema(Described):
                         protected=f.is_protected,
                         length=f.max_length,
                         of=f.name,
+                        weights="" if f.weights is None else f.weights.name,
                     )
                 )
         for s in self.sequences:
@@ -324,8 +331,8 @@ class LogSchema(Described):
         return tuple(out)
 
     def row_fields(self) -> tuple[ModelField, ...]:
-        """The inputs of the model that a row has values of. The others, crosses, are computed from them by the encoder."""
-        return tuple(f for f in self.model_fields_in_order() if f.origin != "cross")
+        """What a row has values of: the inputs of the model without crosses, which the encoder computes, and the weights of lists."""
+        return fields_of_rows(self.model_fields_in_order())
 
     def statistic_names(self, entity: Literal["user", "item"]) -> tuple[str, ...]:
         """Names of the statistic fields of one entity: ``user_views_7d``, ``user_rate_7d``, ..., ``item_views_all``."""

@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from thinktwice.schema.fields import (
     Cross,
+    ElementWeights,
     Entities,
     EntityKey,
     LabelColumn,
@@ -99,9 +100,17 @@ KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
             "scale": ("log: the bins of a numeric field have equal widths on a logarithmic scale.", "scale: log"),
             "separator": ("Kind list: text between the categories, in a column of text (default |).", 'separator: ";"'),
             "length": ("Kind list: maximum number of categories, at most 200 (default 20).", "length: 50"),
+            "weights": ("Kind list: column of the weights of its elements, parallel lists of numbers of at least 0, or text with the same separator. Its vector is then the weighted mean; a row without weights gives each element the weight 1.", "weights: tag_weights"),
             "min_count": ("Values that occur in fewer training rows count as unknown.", "min_count: 5"),
             "max_values": ("Only this many most frequent values are known; others count as unknown.", "max_values: 10000"),
             "protected": ("Whether the value is never masked at test time.", "protected: true"),
+        },
+    ),
+    ElementWeights: (
+        "fields.weights",
+        {
+            "name": ("Name of the weights in features and requests; weights: NAME is short for weights: {name: NAME}.", "name: tag_weights"),
+            "column": ("Its column; default: the name.", "column: tag scores"),
         },
     ),
     Cross: (
@@ -231,6 +240,8 @@ def json_schema() -> dict[str, Any]:
         ]
     }
     definitions["Cross"]["required"] = ["of"]
+    weights = definitions["LogField"]["properties"]["weights"]
+    weights["anyOf"] = [{"type": "string", "minLength": 1}, *weights["anyOf"]]
     allowed = definitions["LogField"]["properties"]["allowed"]
     allowed["anyOf"][0]["items"] = {"type": ["string", "number", "boolean"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -153,6 +153,7 @@ def _request(rows: EncodedRows, positions: np.ndarray, shared: set[str]) -> Requ
         batch.ids,
         {n: v[:1].expand(last, -1) if n in shared else v for n, v in batch.sequences.items()},
         {n: v[:1].expand(last, -1) if n in shared else v for n, v in batch.vectors.items()},
+        weights={n: v[:1].expand(last, -1) if n in shared else v for n, v in batch.weights.items()},
     )
     evidence = rows.evidence
     if evidence is None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -282,7 +282,7 @@ class Engine:
         _check_rows(evidence, len(batch))
         known = known_rows(evidence.counters, len(counters.means))
         values = torch.from_numpy(np.array(evidence.counters))
-        return Batch(batch.ids, batch.sequences, batch.vectors, values), known
+        return replace(batch, counters=values), known
 
     def _corrected(self, z0: np.ndarray, evidence: Evidence | None) -> tuple[np.ndarray, CounterInputs | None]:
         """First logits [B] and what the correction read, None if nothing; it changes the rows with a known counter."""

@@ -18,6 +18,7 @@ def hash_rows(batch: Batch, salt: int) -> np.ndarray:
     parts = [batch.ids.numpy()]
     parts += [batch.sequences[name].numpy() for name in sorted(batch.sequences)]
     parts += [batch.vectors[name].numpy() for name in sorted(batch.vectors)]
+    parts += [batch.weights[name].numpy() for name in sorted(batch.weights)]
     width = [np.ascontiguousarray(p).view(np.uint8).reshape(len(batch), -1) for p in parts]
     joined = np.concatenate(width, axis=1)
     return np.fromiter((xxhash.xxh3_64_intdigest(row.tobytes(), salt) for row in joined), np.uint64, len(batch))

@@ -71,6 +71,7 @@ class Augmenter:
             {k: v.masked_fill(hidden[:, positions[k], None], 0) for k, v in batch.sequences.items()},
             {k: v.masked_fill(hidden[:, positions[k], None], math.nan) for k, v in batch.vectors.items()},
             None if batch.counters is None else self._counters(batch.counters, hidden, generator),
+            batch.weights,
         )
 
     def _counters(self, counters: Tensor, hidden: Tensor, generator: torch.Generator) -> Tensor:

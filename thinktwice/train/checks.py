@@ -27,6 +27,16 @@ def check_rows(rows: EncodedRows, fields: FieldSpace, part: str) -> None:
         _check_ids(rows.ids[:, column], size, name, part)
     for name, size in zip(fields.sequences, fields.values_of_sequences, strict=True):
         _check_ids(rows.sequences[name], size, name, part)
+    for name in fields.weighted:
+        _check_weights(rows.weights.get(name), rows.sequences[name], name, part)
+
+
+def _check_weights(weights: np.ndarray | None, ids: np.ndarray, name: str, part: str) -> None:
+    if weights is None or weights.shape != ids.shape or not (np.isfinite(weights) & ((weights > 0) | (ids == 0))).all():
+        raise DataError(
+            f"the {part} part has elements of {name!r} without a positive weight: build the training set again, and do not mix files of "
+            "two training sets"
+        )
 
 
 def _check_ids(ids: np.ndarray, size: int, name: str, part: str) -> None:

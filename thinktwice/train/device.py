@@ -43,4 +43,5 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
         {k: v.to(device) for k, v in batch.sequences.items()},
         {k: v.to(device) for k, v in batch.vectors.items()},
         None if batch.counters is None else batch.counters.to(device),
+        {k: v.to(device) for k, v in batch.weights.items()},
     )

@@ -116,4 +116,4 @@ def as_known(rows: EncodedRows, known: npt.NDArray[np.bool_], fields: FieldSpace
         # A list has values of its own, which no counts of columns describe.
         seen = None if of == name else known[values + offsets[fields.columns.index(of)]]
         sequences[name] = values if seen is None else np.where(seen, values, np.int32(0))
-    return EncodedRows(ids, sequences, rows.vectors, rows.label, rows.user, rows.time)
+    return EncodedRows(ids, sequences, rows.vectors, rows.label, rows.user, rows.time, weights=rows.weights)

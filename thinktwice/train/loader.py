@@ -18,6 +18,7 @@ class BlockLoader:
         self.ids = torch.from_numpy(rows.ids)
         self.sequences = {k: torch.from_numpy(v) for k, v in rows.sequences.items()}
         self.vectors = {k: torch.from_numpy(v) for k, v in rows.vectors.items()}
+        self.weights = {k: torch.from_numpy(v) for k, v in rows.weights.items()}
         self.label = torch.from_numpy(rows.label)
         self.counters: Tensor | None = None
         if with_counters:
@@ -34,6 +35,7 @@ class BlockLoader:
             {k: v[index].long() for k, v in self.sequences.items()},
             {k: v[index] for k, v in self.vectors.items()},
             None if self.counters is None else self.counters[index],
+            {k: v[index] for k, v in self.weights.items()},
         )
 
     def in_order(self, size: int) -> Iterator[Batch]:

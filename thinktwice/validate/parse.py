@@ -21,6 +21,7 @@ from thinktwice.schema.fields import (
     ROW_ID,
     ROW_WEIGHT,
     VALID_FROM,
+    ElementWeights,
     Entities,
     Entity,
     EntityKey,
@@ -36,7 +37,8 @@ from thinktwice.schema.numbers import SPACE, holds_text, missing, numbers
 from thinktwice.schema.times import Instants, derive, instants, is_time, localized, on_present, zone_named
 from thinktwice.schema.truth import truths
 from thinktwice.schema.values import as_series, spelled, texts
-from thinktwice.validate.rules import Rule
+from thinktwice.validate.lists import LIST, SPLIT, WEIGHTS, WRONG, read_element_weights, read_lists
+from thinktwice.validate.rules import WEIGHT_CHECKS, Rule
 
 SOURCE_ROW = "source_row"
 TITLE = "title"
@@ -44,8 +46,7 @@ PROPENSITY = "propensity"
 TRUTH = "truth"
 
 _TEXT, _TRUTH, _NUMBER, _LABEL, _MISSING, _VECTOR = "text", "truth", "number", "label", "missing", "vector"
-_LIST, _SPLIT = "list ", "split "  # each followed by the separator
-_WRONG, _INEXACT = "wrong text", "inexact"
+_INEXACT = "inexact"
 _READABLE, _MICROS, _ZONELESS = "time readable", "time micros", "time zoneless"
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
@@ -69,6 +70,7 @@ def read_columns(schema: LogSchema, rows: pa.RecordBatch) -> pl.DataFrame:
         moment = log_times(schema, _plain(rows.column(schema.time.column)))
     inside = pl.when(moment.micros.is_between(EARLIEST_US, LATEST_US)).then(moment.micros)
     out |= {_READABLE: moment.micros.is_not_null(), _MICROS: pl.select(inside).to_series(), _ZONELESS: moment.zoneless}
+    out |= _weights_of(schema.logged_fields, rows)
     return _read(_uses(schema), rows, out)
 
 
@@ -87,6 +89,7 @@ def read_table_columns(schema: LogSchema, entity: Literal["user", "item"], rows:
     parts = (schema.table_fields(entity), schema.table_vectors(entity), schema.table_sequences(entity))
     uses = [(_TEXT, schema.table_key(entity)), *_uses_of(*parts)]
     title = schema.table_title(entity)
+    out |= _weights_of(schema.table_fields(entity), rows)
     return _read([*uses, *([(_TEXT, title)] if title is not None else [])], rows, out)
 
 
@@ -94,10 +97,22 @@ def _read(uses: Iterable[tuple[str, str]], rows: pa.RecordBatch, out: dict[str, 
     for use, column in dict.fromkeys(uses):
         values = _plain(rows.column(column))
         out[_name(_MISSING, column)] = missing(values)
-        separator = use.removeprefix(_LIST) if use.startswith(_LIST) else None
-        for measure, series in _READERS[use](values) if separator is None else _lists(values, separator):
+        separator = use.removeprefix(LIST) if use.startswith(LIST) else None
+        for measure, series in _READERS[use](values) if separator is None else read_lists(values, separator):
             out[_name(measure, column)] = series
     return pl.DataFrame({name: values.rename(name) for name, values in out.items()})
+
+
+def _weights_of(fields: Iterable[LogField], rows: pa.RecordBatch) -> dict[str, pl.Series]:
+    """The weights of the elements of lists, and the rules that they break."""
+    out: dict[str, pl.Series] = {}
+    for field in fields:
+        if field.weights is None:
+            continue
+        lists, weights = (_plain(rows.column(name)) for name in (field.source_column, field.weights.source_column))
+        for measure, values in read_element_weights(lists, weights, field.separated_by):
+            out[_name(measure, field.weights.name)] = values
+    return out
 
 
 def event_time(schema: LogSchema, rows: pa.RecordBatch) -> pl.Series:
@@ -144,6 +159,8 @@ def canonical(schema: LogSchema, read: pl.DataFrame) -> pl.DataFrame:
             out[field.name] = on_present(local, partial(derive, field.derived)).cast(pl.String)
         else:
             out[field.name] = _of_known_user(schema, field.entity, _canonical_field(field))
+        if field.weights is not None:
+            out[field.weights.name] = _of_known_user(schema, field.entity, _canonical_weights(field.weights))
     out |= {s.name: _of_known_user(schema, "user", _canonical_sequence(s)) for s in schema.logged_sequences}
     for vector in schema.logged_vectors:
         values = pl.col(_name(_VECTOR, vector.source_column))
@@ -163,7 +180,10 @@ def canonical_table(schema: LogSchema, entity: Literal["user", "item"], read: pl
     out: dict[str, pl.Expr | pl.Series] = {ROW_ID: pl.col(ROW_ID)}
     out[key] = pl.col(_name(_TEXT, schema.table_key(entity)))
     out[VALID_FROM] = read[_MICROS].cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    out |= {field.name: _canonical_field(field) for field in schema.table_fields(entity)}
+    for field in schema.table_fields(entity):
+        out[field.name] = _canonical_field(field)
+        if field.weights is not None:
+            out[field.weights.name] = _canonical_weights(field.weights)
     out |= {s.name: _canonical_sequence(s) for s in schema.table_sequences(entity)}
     out |= {v.name: pl.col(_name(_VECTOR, v.source_column)) for v in schema.table_vectors(entity)}
     title = schema.table_title(entity)
@@ -184,9 +204,13 @@ def _canonical_field(field: LogField) -> pl.Expr:
     return pl.col(_name(_use(field), field.source_column))
 
 
+def _canonical_weights(weights: ElementWeights) -> pl.Expr:
+    return pl.col(_name(WEIGHTS, weights.name))
+
+
 def _canonical_sequence(sequence: Sequence) -> pl.Expr:
     """The newest values of a sequence column, newest first."""
-    values = pl.col(_name(_LIST + sequence.separated_by, str(sequence.column)))
+    values = pl.col(_name(LIST + sequence.separated_by, str(sequence.column)))
     values = values.list.reverse() if sequence.order == "newest_last" else values
     return values.list.head(sequence.length)
 
@@ -216,6 +240,8 @@ def _violation(rule: Rule, as_of: datetime | None) -> pl.Expr:
     value = read(_LABEL if rule.column == LABEL else _NUMBER)
     if rule.separator is not None:
         return _list_violation(rule)
+    if rule.check in WEIGHT_CHECKS:
+        return pl.col(_name(rule.check, rule.column))
     if rule.check == "missing":
         return read(_MISSING)
     if rule.check == "number":
@@ -229,7 +255,7 @@ def _violation(rule: Rule, as_of: datetime | None) -> pl.Expr:
     if rule.check == "maximum":
         return value > rule.bound
     if rule.check == "text":
-        return read(_WRONG)
+        return read(WRONG)
     if rule.check == "allowed":
         return ~read(_TEXT).is_in(list(rule.allowed or ()))
     if rule.check == "inexact":
@@ -250,11 +276,11 @@ def _violation(rule: Rule, as_of: datetime | None) -> pl.Expr:
 
 def _list_violation(rule: Rule) -> pl.Expr:
     """Of a rule on the elements of a list."""
-    lists = pl.col(_name(f"{_LIST}{rule.separator}", rule.source))
+    lists = pl.col(_name(f"{LIST}{rule.separator}", rule.source))
     if rule.check == "text":
-        return pl.col(_name(f"{_WRONG}{rule.separator}", rule.source))
+        return pl.col(_name(f"{WRONG}{rule.separator}", rule.source))
     if rule.check == "separator":
-        return pl.col(_name(f"{_SPLIT}{rule.separator}", rule.source))
+        return pl.col(_name(f"{SPLIT}{rule.separator}", rule.source))
     if rule.check == "allowed":
         return ~lists.list.eval(pl.element().is_in(list(rule.allowed or ()))).list.all()
     if rule.check == "length":
@@ -287,13 +313,13 @@ def _uses_of(
     for field in fields:
         if field.derived is None:
             yield _use(field), field.source_column
-    yield from ((_LIST + sequence.separated_by, str(sequence.column)) for sequence in sequences)
+    yield from ((LIST + sequence.separated_by, str(sequence.column)) for sequence in sequences)
     yield from ((_VECTOR, vector.source_column) for vector in vectors)
 
 
 def _use(field: LogField) -> str:
     if field.kind == "list":
-        return _LIST + field.separated_by
+        return LIST + field.separated_by
     return {"numeric": _NUMBER, "boolean": _TRUTH}.get(field.kind, _TEXT)
 
 
@@ -309,32 +335,7 @@ def _words(values: pa.Array) -> Iterator[tuple[str, pl.Series]]:
         size = as_series(values.cast(pa.float64())).abs()
         invalid |= size.is_infinite()
         inexact = size >= INEXACT_FROM[values.type.bit_width]
-    yield from ((_TEXT, text), (_WRONG, invalid), (_INEXACT, inexact))
-
-
-def _lists(values: pa.Array, separator: str) -> Iterator[tuple[str, pl.Series]]:
-    """The elements of each list or text, spelled, without missing ones; null for a missing list. A text whose quotes are not in
-    pairs within its elements may have the separator inside an element."""
-    values = values.storage if isinstance(values, pa.ExtensionArray) else values
-    use = _LIST + separator
-    never = pl.repeat(False, len(values), eager=True)
-    if pa.types.is_null(values.type):
-        lists = pl.Series([None] * len(values), dtype=pl.List(pl.String))
-    elif holds_text(values.type):
-        text = texts(values)
-        lists = pl.select(pl.when(text != "").then(pl.lit(text)).otherwise(None).str.split(separator)).to_series()
-    else:
-        if not pa.types.is_list(values.type):
-            values = values.cast(pa.list_(values.type.value_type))
-        words = spelled(values.values).to_arrow().cast(pa.string())
-        mask = values.is_null() if values.null_count else None
-        lists = as_series(pa.ListArray.from_arrays(values.offsets, words, mask=mask))
-    element = pl.element()
-    split = lists.list.eval(element.str.count_matches('"', literal=True) % 2 == 1).list.any().fill_null(False)
-    yield _SPLIT + separator, split if holds_text(values.type) else never
-    lists = lists.list.eval(element.filter(element.is_not_null() & (element != "")))
-    wrong = lists.list.eval(text_is_wrong(element)).list.any().fill_null(False)
-    yield from ((use, lists), (_WRONG + separator, wrong))
+    yield from ((_TEXT, text), (WRONG, invalid), (_INEXACT, inexact))
 
 
 def _label(values: pa.Array) -> pl.Series:

@@ -32,11 +32,12 @@ WHOLE = "whole"
 MAX_SLICES = 24
 EDGES = 19  # at most, between the bins of a number
 _DAY_US = 86_400_000_000
+_MEASURED = ("numeric", "list", "vector", "weights")  # kinds of features that are profiled as numbers
 
 PROFILE_SCHEMA: dict[str, Any] = {
     "partition": pl.String,
     "feature": pl.String,
-    "kind": pl.String,  # key, categorical, derived, numeric, list (its number of elements is profiled), vector (its Euclidean norm is)
+    "kind": pl.String,  # key, categorical, derived, numeric, list (its number of elements is profiled), vector (its Euclidean norm is), weights (their mean is)
     "rows": pl.Int64,
     "clicks": pl.Int64,
     "click_rate": pl.Float64,
@@ -150,6 +151,8 @@ def _features(schema: LogSchema) -> list[_Feature]:
     for field in schema.fields:
         kind = "derived" if field.derived else "categorical" if field.kind == "boolean" else field.kind
         out.append(_Feature(field.name, kind, False))
+        if field.weights is not None:
+            out.append(_Feature(field.weights.name, "weights", False))
     out += [_Feature(s.name, "list", False) for s in schema.sequences if s.column is not None]
     return out + [_Feature(v.name, "vector", False) for v in schema.vectors]
 
@@ -185,6 +188,8 @@ def _partition_labels(base: pl.DataFrame, schema: LogSchema) -> dict[int, str]:
 def _column(log: _Log, feature: _Feature) -> pl.Series:
     if feature.kind == "vector":
         return read_clean(log.folder, log.schema, [feature.name], convert=_norms)[feature.name]
+    if feature.kind == "weights":
+        return read_clean(log.folder, log.schema, [feature.name], convert=_means)[feature.name]
     if feature.kind == "list":
         return read_clean(log.folder, log.schema, [feature.name], convert=_lengths)[feature.name]
     return read_clean(log.folder, log.schema, [feature.name])[feature.name]
@@ -192,6 +197,10 @@ def _column(log: _Log, feature: _Feature) -> pl.Series:
 
 def _lengths(lists: pl.Expr) -> pl.Expr:
     return lists.list.len().cast(pl.Float64)
+
+
+def _means(weights: pl.Expr) -> pl.Expr:
+    return weights.list.mean()
 
 
 def _norms(vectors: pl.Expr) -> pl.Expr:
@@ -208,7 +217,7 @@ def _counts(
     """
     column = _column(log, feature)
     numbers, edges = None, None
-    if feature.kind in ("numeric", "list", "vector"):
+    if feature.kind in _MEASURED:
         frame = base.select("slice").with_columns(column.alias("x"))
         moments = [
             pl.col("x").min().alias("minimum"),
@@ -273,7 +282,7 @@ def _summary(feature: _Feature, counts: pl.DataFrame) -> dict[str, Any]:
     nulls = rows - int(known["n"].sum())
     row: dict[str, Any] = {"feature": feature.name, "kind": feature.kind, "rows": rows, "clicks": clicks}
     row |= {"click_rate": clicks / rows, "nulls": nulls, "null_share": nulls / rows, "distinct": known.height}
-    if known.height and feature.kind not in ("numeric", "list", "vector"):
+    if known.height and feature.kind not in _MEASURED:
         row["top_value"] = hashed(known["value"][0]) if feature.secret else known["value"][0]
         row["top_share"] = known["n"][0] / rows
     return row

@@ -19,6 +19,7 @@ from thinktwice.schema.fields import (
     ROW_WEIGHT,
     TABLE_OF,
     VALID_FROM,
+    ElementWeights,
     EntityKey,
     LogField,
     Sequence,
@@ -59,7 +60,15 @@ Check = Literal[
     "unmatched",
     "length",
     "separator",
+    "uneven",
+    "no number",
+    "negative",
 ]
+#: Checks of the weights of the elements of a list.
+UNEVEN: Literal["uneven"] = "uneven"
+NO_NUMBER: Literal["no number"] = "no number"
+NEGATIVE: Literal["negative"] = "negative"
+WEIGHT_CHECKS = (UNEVEN, NO_NUMBER, NEGATIVE)
 
 #: Forms of the time in the source, by ``time.format``.
 _TIME_FORMS = {
@@ -509,9 +518,30 @@ def _list_rules(
     ]
 
 
+def _weight_rules(weights: ElementWeights, of: LogField) -> list[Rule]:
+    """The rules on the weights of the elements of a list."""
+    fix = f"correct the rows, or leave the weights out of all rows that have none (each element of {of.name} then counts alike)"
+    words: list[tuple[str, Check, str]] = [
+        ("length", UNEVEN, f"{weights.name} is absent or has one weight for each element of {of.name}"),
+        ("number", NO_NUMBER, f"each element of {weights.name} is a number below {NUMBER_LIMIT:g}"),
+        ("minimum", NEGATIVE, f"each element of {weights.name} is at least 0"),
+    ]
+    return [
+        Rule(
+            id=f"{weights.name}:{name}",
+            check=check,
+            column=weights.name,
+            source=weights.source_column,
+            description=description,
+            fix=f"{fix}, then check the rows again with `thinktwice data replay`",
+        )
+        for name, check, description in words
+    ]
+
+
 def _field_rules(field: LogField) -> list[Rule]:
     if field.kind == "list":
-        return _list_rules(
+        rules_of_list = _list_rules(
             field.name,
             field.source_column,
             field.separated_by,
@@ -519,6 +549,7 @@ def _field_rules(field: LogField) -> list[Rule]:
             nullable=field.nullable,
             allowed=field.allowed,
         )
+        return rules_of_list if field.weights is None else [*rules_of_list, *_weight_rules(field.weights, field)]
     rules: list[Rule] = []
     if not field.nullable:
         rules.append(_missing(field.name, field.source_column, f"{field.name} is present"))

@@ -30,6 +30,10 @@ from thinktwice.schema.limits import EARLIEST_US, LATEST_US, MAX_TEXT
 from thinktwice.schema.log import LogSchema
 from thinktwice.validate.raw_rows import parquet_file
 from thinktwice.validate.rules import (
+    NEGATIVE,
+    NO_NUMBER,
+    UNEVEN,
+    WEIGHT_CHECKS,
     ProfileRule,
     Rule,
     Severity,
@@ -124,6 +128,9 @@ def _row_expectation(schema: LogSchema, rule: Rule) -> tuple[str, dict[str, Any]
         return "ExpectColumnValuesToBeBetween", {"column": rule.column, f"{rule.check[:3]}_value": rule.bound}
     if rule.check == "vector":
         return "ExpectColumnValuesToBeInSet", {"column": rule.column, "value_set": [int(rule.bound or 0)]}
+    if rule.check in WEIGHT_CHECKS:
+        bounds = {"min_value": 0} if rule.check == NEGATIVE else {"max_value": 0}
+        return "ExpectColumnValuesToBeBetween", {"column": _weights_of(rule), **bounds}
     # "number" is ensured by the type of the clean column, checked against the Arrow schema; "splittable" and "duplicate" are in the ledger.
     return None
 
@@ -142,6 +149,12 @@ def _others_of(column: str) -> str:
     return f"{column} not allowed"
 
 
+def _weights_of(rule: Rule) -> str:
+    """The column of :func:`row_frame` with what a rule on the weights of a list is about: the smallest weight, the number of weights that
+    are no finite numbers, or by how many weights and elements differ."""
+    return f"{rule.column} {rule.check}"
+
+
 def _length_of(column: str) -> str:
     """The column of :func:`row_frame` with the number of characters of ``column``; no field name contains a space."""
     return f"{column} characters"
@@ -156,8 +169,12 @@ def row_frame(frame: pl.DataFrame, schema: LogSchema, expected: list[Expected]) 
     used = {e.arguments["column"] for e in expected} | {ROW_ID}
     columns: list[pl.Expr] = []
     vectors = {v.name for v in schema.vectors}
+    weighted = {f.weights.name: f.name for f in schema.fields if f.weights is not None}
     allowed = {f.name: list(f.allowed or ()) for f in schema.fields}
     for name in frame.columns:
+        if name in weighted:
+            columns += _weight_columns(name, weighted[name], used)
+            continue
         if name not in vectors and isinstance(frame.schema[name], pl.List):
             columns += _list_columns(name, used, allowed.get(name, []))
             continue
@@ -196,6 +213,18 @@ def _list_columns(name: str, used: set[str], allowed: list[str]) -> list[pl.Expr
         _others_of(name): lists.list.eval((~element.is_in(allowed)).cast(pl.Int64)).list.sum().fill_null(0),
     }
     return [values.alias(column) for column, values in out.items() if column in used]
+
+
+def _weight_columns(name: str, lists: str, used: set[str]) -> list[pl.Expr]:
+    """See :func:`_weights_of`; null for a row without weights."""
+    weights, element = pl.col(name), pl.element()
+    differ = weights.list.len().cast(pl.Int64) - pl.col(lists).list.len().cast(pl.Int64).fill_null(0)
+    out = {
+        UNEVEN: pl.when(weights.list.len() > 0).then(differ.abs()),
+        NO_NUMBER: weights.list.eval((~element.is_finite().fill_null(False)).cast(pl.Int64)).list.sum(),
+        NEGATIVE: weights.list.min(),
+    }
+    return [values.alias(column) for check, values in out.items() if (column := f"{name} {check}") in used]
 
 
 def check_rows(clean_dir: Path, schema: LogSchema, *, as_of_us: int | None = None) -> list[Finding]:

@@ -112,11 +112,14 @@ def importance(
 def with_exchanged(rows: EncodedRows, parts: Iterable[Part], order: np.ndarray) -> EncodedRows:
     """The rows with the values of some parts taken from the rows at ``order`` [R]."""
     ids, sequences, vectors, evidence = rows.ids.copy(), dict(rows.sequences), dict(rows.vectors), rows.evidence
+    weights = dict(rows.weights)
     for part in parts:
         if part.column is not None:
             ids[:, part.column] = rows.ids[order, part.column]
         elif part.name in sequences:
             sequences[part.name] = rows.sequences[part.name][order]
+            if part.name in weights:
+                weights[part.name] = rows.weights[part.name][order]
         elif part.name in vectors:
             vectors[part.name] = rows.vectors[part.name][order]
         elif evidence is not None and part.counters:
@@ -125,7 +128,7 @@ def with_exchanged(rows: EncodedRows, parts: Iterable[Part], order: np.ndarray) 
             evidence = Evidence(counters, evidence.history)
         elif evidence is not None and part.name == HISTORY:
             evidence = Evidence(evidence.counters, evidence.take(order).history)
-    return replace(rows, ids=ids, sequences=sequences, vectors=vectors, evidence=evidence)
+    return replace(rows, ids=ids, sequences=sequences, vectors=vectors, evidence=evidence, weights=weights)
 
 
 def _auc_loss(

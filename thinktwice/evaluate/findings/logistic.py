@@ -14,6 +14,7 @@ from scipy.special import expit
 
 from thinktwice.data.encoded import EncodedRows, table_offsets
 from thinktwice.models.fields import FieldSpace
+from thinktwice.schema.weights import SMALLEST
 from thinktwice.stats.metrics import logloss
 
 PRIORS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # variances of a weight, the strongest L2 first
@@ -76,12 +77,12 @@ def minimised(matrix: sparse.csr_matrix, label: np.ndarray, prior: float, start:
 
 
 def design(rows: EncodedRows, fields: FieldSpace) -> sparse.csr_matrix:
-    """The rows [R, D]: 1 for the value of a column, 1 / n for each of the n values of a sequence, the numbers of a vector over its
-    length; a missing vector is 0."""
+    """The rows [R, D]: 1 for the value of a column, 1 / n for each of the n values of a sequence (of a list with weights its share of
+    them), the numbers of a vector over its length; a missing vector is 0."""
     number, columns = rows.ids.shape
     blocks = [_one_hot(rows.ids + table_offsets(fields.num_values), sum(fields.num_values))] if columns else []
     for name, size in zip(fields.sequences, fields.values_of_sequences, strict=True):
-        blocks.append(_shares(rows.sequences[name], size))
+        blocks.append(_shares(rows.sequences[name], size, rows.weights.get(name)))
     for name in fields.vectors:
         values = np.nan_to_num(rows.vectors[name].astype(np.float64))
         blocks.append(sparse.csr_matrix(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)))
@@ -94,9 +95,9 @@ def _one_hot(positions: np.ndarray, size: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.ones(rows * columns), positions.ravel(), starts), shape=(rows, size))
 
 
-def _shares(values: np.ndarray, size: int) -> sparse.csr_matrix:
+def _shares(values: np.ndarray, size: int, weights: np.ndarray | None) -> sparse.csr_matrix:
     known = values > 0
-    counts = known.sum(axis=1)
-    starts = np.append(0, np.cumsum(counts))
-    share = np.repeat(1.0 / np.maximum(counts, 1), counts)
-    return sparse.csr_matrix((share, values[known], starts), shape=(len(values), size))
+    weight = known.astype(np.float64) if weights is None else np.where(known, weights.astype(np.float64), 0.0)
+    starts = np.append(0, np.cumsum(known.sum(axis=1)))
+    share = weight / np.maximum(weight.sum(axis=1, keepdims=True), SMALLEST)
+    return sparse.csr_matrix((share[known], values[known], starts), shape=(len(values), size))

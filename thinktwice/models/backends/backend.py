@@ -112,7 +112,12 @@ def random_rows(model: Backbone, rows: int, seed: int = 0) -> Batch:
         for name, dim in zip(fields.vectors, fields.vector_dims, strict=True)
     }
     ids = torch.cat([uniform(size, 1) for size in fields.num_values], dim=1)
-    return Batch(ids, sequences, vectors, _random_counters(fields, rows, generator))
+    counters = _random_counters(fields, rows, generator)
+    weights = {
+        name: torch.rand(sequences[name].shape, generator=generator).clamp_min(0.01) * (sequences[name] != 0)
+        for name in fields.weighted
+    }
+    return Batch(ids, sequences, vectors, counters, weights)
 
 
 def _random_counters(fields: FieldSpace, rows: int, generator: torch.Generator) -> Tensor | None:
@@ -147,7 +152,8 @@ def largest_rows(model: Backbone) -> Batch:
     if fields.counters is not None:
         counters = torch.full((2, len(fields.counters.means)), torch.finfo(torch.float32).max)
         counters[0] = torch.nan
-    return Batch(torch.tensor([worst, worst]), sequences, vectors, counters)
+    weights = {name: (sequences[name] != 0).float() for name in fields.weighted}
+    return Batch(torch.tensor([worst, worst]), sequences, vectors, counters, weights)
 
 
 def _sizes(table: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ class Folded(Backend):
         fields = self.model.fields
         index = batch.ids + self._offsets
         lists = [*(batch.sequences[n] for n in fields.sequences), *(batch.vectors[n] for n in fields.vectors)]
+        lists += [batch.weights[n] for n in fields.weighted]
         if not lists and fields.counters is None:
             return (index,)
         x = None
@@ -105,9 +106,12 @@ class Folded(Backend):
 
     def _read_lists(self, *lists: Tensor) -> Tensor:
         """Vectors of the sequences and vectors of a block of rows, side by side."""
-        parts = [pool(index) for pool, index in zip(self._pooling, lists, strict=False)]
-        if vectors := self.model.fields.vectors:
-            named = dict(zip(vectors, lists[len(parts) :], strict=True))
+        fields = self.model.fields
+        weights = dict(zip(fields.weighted, lists[len(fields.sequences) + len(fields.vectors) :], strict=True))
+        sequences = zip(self._pooling, fields.sequences, lists, strict=False)
+        parts = [pool(index, weights.get(name)) for pool, name, index in sequences]
+        if vectors := fields.vectors:
+            named = dict(zip(vectors, lists[len(parts) : len(parts) + len(vectors)], strict=True))
             parts += [vector[:, 0] for vector in self.model.embedding.projected(named)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
@@ -142,8 +146,8 @@ class Folded(Backend):
 
 @dataclass(frozen=True)
 class _Pooling:
-    """The mean of the known values of one sequence, or ``fill`` [D] without any; ``table`` [values, at least D + 1] is zero at
-    padding and has a column of ones that counts the values."""
+    """The mean of the known values of one sequence, weighted if it has weights, or ``fill`` [D] without any; ``table`` [values, at
+    least D + 1] is zero at padding and has a column of ones that counts the values."""
 
     table: Tensor
     fill: Tensor
@@ -162,9 +166,9 @@ class _Pooling:
         table[1:, width] = 1.0
         return _Pooling(table, embedding.extra_fill[position])
 
-    def __call__(self, index: Tensor) -> Tensor:
-        """[B, D] of index [B, L]."""
-        total = _sums(self.table, index)
+    def __call__(self, index: Tensor, weights: Tensor | None = None) -> Tensor:
+        """[B, D] of index [B, L] and the weights [B, L] of the values."""
+        total = _sums(self.table, index, weights)
         width = len(self.fill)
         count = total[:, width : width + 1]
         return torch.where(count > 0, total[:, :width] / count, self.fill)
@@ -207,10 +211,12 @@ class _Counted:
         return torch.where(missing @ self.members == self.sizes, self.fill, vectors)
 
 
-def _sums(table: Tensor, index: Tensor) -> Tensor:
-    """Sums [B, W] of the rows of table [rows, W] at index [B, C]; the bare operation, without the checks of its wrapper."""
+def _sums(table: Tensor, index: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Sums [B, W] of the rows of table [rows, W] at index [B, C], each times its weight; the bare operation, without the checks of its
+    wrapper."""
     starts = torch.arange(0, index.numel(), index.shape[1])
-    return torch.embedding_bag(table, index.reshape(-1), starts, False, 0)[0]
+    factors = None if weights is None else weights.reshape(-1)
+    return torch.embedding_bag(table, index.reshape(-1), starts, False, 0, False, factors)[0]
 
 
 def _aligned(width: int) -> int:
