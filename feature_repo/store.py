@@ -164,7 +164,8 @@ def ensure_online(store_dir: Path | str) -> int:
 
     def compared() -> int:
         with open_store(store_dir) as store, quiet():
-            return sum(compare_online(store, spec, store_dir / DATA, end, refreshed=True) for spec in specs)
+            checked = track(specs, stage="deploy", total=len(specs), label="check of the online store")
+            return sum(compare_online(store, spec, store_dir / DATA, end, refreshed=True) for spec in checked)
 
     try:
         return compared()

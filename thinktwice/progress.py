@@ -76,10 +76,23 @@ def recorded(step: Callable[..., T]) -> Callable[..., T]:
 
 def track(items: Iterable[T], *, stage: str, total: int, label: str = "") -> Iterator[T]:
     """Yield ``items`` and report how many of ``total`` are done."""
-    last = 0.0
-    for done, item in enumerate(items, start=1):
+    advance = counter(stage=stage, total=total, label=label)
+    for item in items:
         yield item
+        advance(1)
+
+
+def counter(*, stage: str, total: int, label: str = "") -> Callable[[int], None]:
+    """Returns a function that reports that so much more of ``total`` (steps, bytes) is done. A watcher tells the time left from the
+    pace."""
+    done, last = 0, 0.0
+
+    def advance(more: int) -> None:
+        nonlocal done, last
+        done += more
         now = time.monotonic()
-        if now - last >= MIN_INTERVAL or done == total:
+        if now - last >= MIN_INTERVAL or done >= total:
             last = now
             _emit({"stage": stage, "event": "progress", "done": done, "total": total, "label": label})
+
+    return advance

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from components.deployment.package.archive import write_archive
+from tests.progress_events import assert_complete, pieces
 from tests.serving.small import MODEL_VERSION, bless, small  # noqa: F401
 from thinktwice.errors import BundleError, PipelineError
 from thinktwice.files import sha256_file
@@ -25,9 +26,19 @@ def blessing(small: Path, tmp_path: Path) -> Path:  # noqa: F811
     return bless(tmp_path / "blessing", bundle_hash(small / "bundle"))
 
 
-def test_the_archive_holds_the_bundle(small: Path, blessing: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_archive_holds_the_bundle(
+    small: Path,  # noqa: F811
+    blessing: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("THINKTWICE_PROGRESS", str(tmp_path / "events"))
     info = write_archive(small / "bundle", blessing, tmp_path / "archive")
     path = tmp_path / "archive" / "ctr.mar"
+    reported = pieces(tmp_path / "events", "package")["archive"]
+    assert_complete(reported)
+    size = sum(p.stat().st_size for p in (small / "bundle").rglob("*") if p.is_file())
+    assert size <= reported[-1][1] <= size + 10_000  # bytes; the archiver adds its manifest and settings
     assert info["archive_sha256"] == sha256_file(path)
     assert info["bundle_hash"] == bundle_hash(small / "bundle")
     with zipfile.ZipFile(path) as content:

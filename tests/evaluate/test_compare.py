@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from tests.progress_events import assert_complete, pieces
 from tests.selection.prices import exactly
 from tests.testtime.world import with_report
 from thinktwice.data.training_set import load_training_set
@@ -23,6 +24,7 @@ from thinktwice.evaluate import slices
 from thinktwice.evaluate.bundles import evaluate_bundles
 from thinktwice.evaluate.compare import compare, evaluate
 from thinktwice.evaluate.evaluation import Evaluation, TrainingEvaluation, read_evaluation
+from thinktwice.evaluate.findings.logistic import PRIORS
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.table import print_metrics
@@ -182,9 +184,25 @@ def test_report_is_one_self_contained_page(finished: Path, name: str) -> None:
     assert "default-src 'none'" in text and "http" not in text.replace("http-equiv", "")
 
 
-def test_without_a_pretrained_model_there_are_two_columns(finished: Path, tmp_path: Path) -> None:
+def test_without_a_pretrained_model_there_are_two_columns(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THINKTWICE_PROGRESS", str(tmp_path / "events"))
+    monkeypatch.setattr("thinktwice.progress.MIN_INTERVAL", 0.0)
     found = evaluate(finished / "set", finished / "plain", None, finished / "test_time-good", tmp_path / "out")
     assert [c.key for c in found.content.columns] == ["plain", "test_time"]
+    # Every long piece of the work reports how much of it is done, from which a watcher tells the time left.
+    reported = pieces(tmp_path / "events", "evaluate")
+    assert list(reported) == ["test rows", "logistic regression", "field importance", "candidates", "controls"]
+    assert reported.pop("logistic regression")[0][1] == len(PRIORS)  # it ends when validation says so
+    for reports in reported.values():
+        assert_complete(reports)
+    assert found.content.findings is not None
+    importance = found.content.findings.importance
+    several = [g for g in importance.groups if sum(f.group == g.group for f in importance.fields) > 1]
+    exchanges = len(importance.fields) + len(several)
+    assert reported["field importance"][-1][1] == 1 + importance.repeats * exchanges
+    assert reported["candidates"][-1][1] == len(found.content.extra_work.candidates)
 
 
 def test_the_model_that_validation_chose_must_be_given(finished: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.components.deployed import make_store
+from tests.progress_events import assert_complete, pieces
 from tests.serving.releases import pack, rezip
 from thinktwice.errors import BundleError
 from thinktwice.release.archive import SETTINGS_FILE, open_archive
@@ -48,10 +49,17 @@ def install(small: Path, archive: Path) -> Champion:
     )
 
 
-def test_the_first_champion(small: Path, archive: Path) -> None:
+def test_the_first_champion(small: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = archive.parent / "state"
     assert read_champion(state) is None
+    monkeypatch.setenv("THINKTWICE_PROGRESS", str(archive.parent / "events"))
     install(small, archive)
+    reported = pieces(archive.parent / "events", "deploy")
+    assert list(reported) == ["copy of the feature store", "hashes of the feature store"]
+    for reports in reported.values():
+        assert_complete(reports)
+    stored = [p for p in (archive.parent / "store").rglob("*") if p.is_file()]
+    assert reported["copy of the feature store"][-1][1] == sum(p.stat().st_size for p in stored)  # bytes
     found = read_champion(state)
     assert found is not None
     assert found.info.bundle_hash == bundle_hash(small / "bundle")

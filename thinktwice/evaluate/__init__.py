@@ -2,3 +2,5 @@
 
 The command line imports this package at every start, so heavy modules are imported where they are used.
 """
+
+STAGE = "evaluate"  # of the progress that is reported

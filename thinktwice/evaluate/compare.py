@@ -9,7 +9,7 @@ import numpy as np
 
 from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.errors import BundleError
-from thinktwice.evaluate import slices
+from thinktwice.evaluate import STAGE, slices
 from thinktwice.evaluate.evaluation import CurvePoint, DataFacts, PartFacts, TrainingEvaluation
 from thinktwice.evaluate.extra_work import extra_work, fitting_rows, subsample, subsample_index
 from thinktwice.evaluate.findings.measure import Shipped, findings
@@ -19,7 +19,7 @@ from thinktwice.evaluate.thought_twice import thought_twice
 from thinktwice.evaluate.tidy import TABLE_FILE, to_csv
 from thinktwice.evaluate.verdict import verdict_lines
 from thinktwice.files import atomic_dir, write_json
-from thinktwice.progress import note
+from thinktwice.progress import note, track
 from thinktwice.release.bundle import EVALUATION_FILE, REPORT_FILE
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.selection.trunks import Trunk, Trunks, open_trunks
@@ -30,7 +30,6 @@ from thinktwice.testtime.scores import Raw
 from thinktwice.testtime.store import TestTime, load_test_time, read_report
 from thinktwice.threads import reproducible
 
-STAGE = "evaluate"
 TIMINGS_FILE = "timings.json"
 TRUNK_WORDS: dict[TrunkName, str] = {"plain": "plain", "pretrained": "pre-trained"}
 OFF = TestTimeConfig()
@@ -115,7 +114,8 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
         reliability = test_time.reliability.resized(counting.model.num_fields)
         counter_model = TrialModel(counting.model, counting.calibration, reliability, Extras())
         subjects[trunk] = replace(subjects[trunk], counter_model=counter_model)
-    raw = {name: trial_model.raw(OFF, test) for name, trial_model in subjects.items()}
+    scoring = track(subjects.items(), stage=STAGE, total=len(subjects), label="test rows")
+    raw = {name: trial_model.raw(OFF, test) for name, trial_model in scoring}
     columns = [_column(name, TRUNK_WORDS[name], subjects[name], OFF, raw[name]) for name in trunks]
     scores_of = {OFF: raw[trunk]}
     costs = {} if test_time.costs is None else test_time.costs.candidates

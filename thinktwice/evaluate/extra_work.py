@@ -15,6 +15,7 @@ import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
+from thinktwice.evaluate import STAGE
 from thinktwice.evaluate.extra_work_record import (
     CandidateOnTest,
     Detectable,
@@ -26,6 +27,7 @@ from thinktwice.evaluate.extra_work_record import (
     Uplift,
     UpliftCurve,
 )
+from thinktwice.progress import track
 from thinktwice.selection.accept import RANDOM_DRAWS
 from thinktwice.selection.config import FitConfig
 from thinktwice.selection.parameters import best_of, by_support, calibrated, filter_of, trigger_of, triggered
@@ -104,7 +106,7 @@ def extra_work(
     configs = {c.name: c.config for c in report.candidates}
     measured = [
         panel.measured(c, scored(c.config), ships=report.accepted and c.name == report.best_name)
-        for c in report.candidates
+        for c in track(report.candidates, stage=STAGE, total=len(report.candidates), label="candidates")
     ]
     escalating = _best_escalating(report)
     named = [name for name in dict.fromkeys((report.best_name, escalating)) if name is not None]
@@ -114,7 +116,11 @@ def extra_work(
         slices=tuple(SliceSize(name=name, rows=int(mask.sum())) for name, mask in slices.items()),
         off=panel.quality(panel.off),
         candidates=_adjusted(measured),
-        references=tuple(r for name in named for r in _references(panel, name, configs[name], fit, scored)),
+        references=tuple(
+            r
+            for name in track(named, stage=STAGE, total=len(named), label="controls")
+            for r in _references(panel, name, configs[name], fit, scored)
+        ),
         uplift=_uplift(panel, escalating, configs[escalating], scored) if escalating is not None else None,
     )
 

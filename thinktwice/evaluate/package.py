@@ -12,9 +12,11 @@ from thinktwice.data.feature_tables import feature_service_name
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError
+from thinktwice.evaluate import STAGE
 from thinktwice.evaluate.compare import EvaluatedRun
 from thinktwice.files import atomic_dir, sha256_text, write_json
 from thinktwice.hashing import FileEntry
+from thinktwice.progress import counter
 from thinktwice.release.bundle import EVALUATION_FILE, MANIFEST_FILE, REPORT, REPORT_FILE, BundleIdentity, Manifest
 from thinktwice.release.profile import PROFILE_FILE, profile_of
 from thinktwice.schema import SCHEMA_FILE, LogSchema
@@ -144,9 +146,14 @@ def _write_derived(folder: Path, training_set_dir: Path) -> None:
     test_time = load_test_time(folder, model)
     reliability = test_time.reliability.resized(model.num_fields)
     engine = Engine(model, reliability, test_time.config, info.calibration, test_time.extras)
+    members = list(zip(MEMBER_FOLDERS, test_time.extras.members, strict=False))
+    advance = counter(stage=STAGE, total=2 + len(members), label="bundle")
     profile = profile_of(data, Encoder.load(folder), engine)
     write_json(folder / PROFILE_FILE, profile.model_dump(mode="json"))
+    advance(1)
     choice = save_choice(folder, engine.backend)
-    for name, member in zip(MEMBER_FOLDERS, test_time.extras.members, strict=False):
+    advance(1)
+    for name, member in members:
         save_member(folder / name, member, choice)
+        advance(1)
     logger.info("backend %s", choice.name)

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.hashing import BLOCK
+from thinktwice.progress import counter
 from thinktwice.release.archive import ARCHIVE_FILE as ARCHIVE_FILE
 from thinktwice.release.archive import BUNDLE, open_archive
 from thinktwice.release.archive import MODEL_NAME as MODEL_NAME
@@ -142,12 +144,27 @@ def install_champion(
     with atomic_dir(folder) as temporary:
         copy_bundle(bundle_dir, temporary / BUNDLE)
         shutil.copyfile(archive, temporary / ARCHIVE_FILE)
-        shutil.copytree(feature_store_dir, temporary / FEATURE_STORE)
+        _copy_store(Path(feature_store_dir), temporary / FEATURE_STORE)
         write_release(temporary, signing_key(), before=_release_before(link), bundle_checked=True)
         write_json(temporary / CHAMPION_FILE, info.model_dump())
     _point(link, Path("versions") / folder.name)
     _remove_old(versions, link.resolve().name)
     return Champion(folder.resolve(), info)
+
+
+def _copy_store(source: Path, target: Path) -> None:
+    """Copy a feature store, and report how many of its bytes are copied."""
+    total = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    advance = counter(stage="deploy", total=total, label="copy of the feature store")
+
+    def copy(source: str, target: str) -> None:
+        with open(source, "rb") as file, open(target, "wb") as out:
+            while block := file.read(BLOCK):
+                out.write(block)
+                advance(len(block))
+        shutil.copystat(source, target)
+
+    shutil.copytree(source, target, copy_function=copy)
 
 
 def _release_before(link: Path) -> Release | None:

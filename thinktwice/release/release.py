@@ -22,6 +22,7 @@ from thinktwice.errors import BundleError, FeatureStoreError, reason
 from thinktwice.files import atomic_file, json_bytes, parse_json
 from thinktwice.frozen import Frozen
 from thinktwice.hashing import FileEntry, Sha256, check_file, check_folder, read_plain
+from thinktwice.progress import track
 from thinktwice.release.archive import ARCHIVE_FILE, BUNDLE, HANDLER, Archive, open_archive
 from thinktwice.release.bundle import Manifest, bundle_hash, copy_bundle, read_manifest, verify_bundle
 from thinktwice.release.feature_store import (
@@ -180,7 +181,8 @@ def copy_description(source: Path, target: Path) -> None:
 
 def _store_files(store: Path) -> dict[str, FileEntry]:
     out = {}
-    for path in sorted(store.rglob("*")):
+    paths = sorted(store.rglob("*"))
+    for path in track(paths, stage="deploy", total=len(paths), label="hashes of the feature store"):
         name = path.relative_to(store).as_posix()
         if (path.is_dir() and not path.is_symlink()) or name in ONLINE_SIDE_FILES:
             continue

@@ -14,6 +14,8 @@ from typing import Any
 
 from thinktwice.errors import PipelineError
 from thinktwice.files import atomic_dir
+from thinktwice.hashing import BLOCK
+from thinktwice.progress import counter
 from thinktwice.release.archive import ARCHIVE_FILE, BUNDLE, HANDLER, MAR_MANIFEST, MODEL_NAME, SETTINGS_FILE
 from thinktwice.release.blessing import require_blessing
 from thinktwice.release.bundle import OLD_SIGNATURE_FILE, verify_bundle
@@ -102,14 +104,21 @@ def _run_archiver(bundle_dir: Path, scratch: Path, version: str) -> Path:
 def _normalize(source: Path, target: Path, created: str) -> None:
     """Copy a zip with sorted names, a fixed time, the bundle's creation time and our handler, so that equal bundles give equal bytes."""
     with zipfile.ZipFile(source) as source_zip, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as target_zip:
+        advance = counter(stage="package", total=sum(i.file_size for i in source_zip.infolist()), label="archive")
         for name in sorted(source_zip.namelist()):
-            data = source_zip.read(name)
-            if name == MAR_MANIFEST:
-                value = json.loads(data)
-                value["createdOn"] = created
-                value["model"]["handler"] = HANDLER
-                data = json.dumps(value, indent=2, sort_keys=True).encode()
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
-            target_zip.writestr(entry, data)
+            size = source_zip.getinfo(name).file_size
+            if name == MAR_MANIFEST:
+                value = json.loads(source_zip.read(name))
+                value["createdOn"] = created
+                value["model"]["handler"] = HANDLER
+                target_zip.writestr(entry, json.dumps(value, indent=2, sort_keys=True).encode())
+                advance(size)
+                continue
+            entry.file_size = size  # zipfile chooses the form of the entry by it
+            with source_zip.open(name) as file, target_zip.open(entry, "w") as out:
+                while block := file.read(BLOCK):
+                    out.write(block)
+                    advance(len(block))

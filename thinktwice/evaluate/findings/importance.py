@@ -15,9 +15,11 @@ from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.evidence import Evidence
 from thinktwice.data.instant.definition import definition_of
 from thinktwice.data.training_set import TrainingSet
+from thinktwice.evaluate import STAGE
 from thinktwice.evaluate.findings import sentences
 from thinktwice.evaluate.findings.record import FieldGroup, FieldImportance, Importance, Metric
 from thinktwice.models.fields import CounterFields
+from thinktwice.progress import counter
 from thinktwice.stats.metrics import row_logloss
 from thinktwice.stats.significance import Interval, auc_influence, influence_interval, paired_mean
 from thinktwice.versioned import MeasuredInterval
@@ -80,11 +82,19 @@ def importance(
     repeats = int(np.clip(affordable // max(len(rows), 1), 1, MAX_REPEATS))
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(rows)) for _ in range(repeats)]
-    label, intact = rows.label.astype(np.float64), score(rows)
+    distinct = {*together.values(), *((part,) for part in parts)}
+    advance = counter(stage=STAGE, total=1 + repeats * len(distinct), label="field importance")
+
+    def counted(rows: EncodedRows) -> np.ndarray:
+        logit = score(rows)
+        advance(1)
+        return logit
+
+    label, intact = rows.label.astype(np.float64), counted(rows)
 
     @cache
     def scores(exchanged: tuple[Part, ...]) -> list[np.ndarray]:
-        return [score(with_exchanged(rows, exchanged, order)) for order in orders]
+        return [counted(with_exchanged(rows, exchanged, order)) for order in orders]
 
     def measured(name: str, exchanged: tuple[Part, ...], comparisons: int) -> Importance:
         found, confidence = scores(exchanged), 1 - 0.05 / comparisons

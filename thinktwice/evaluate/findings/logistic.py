@@ -13,7 +13,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from thinktwice.data.encoded import EncodedRows, table_offsets
+from thinktwice.evaluate import STAGE
 from thinktwice.models.fields import FieldSpace
+from thinktwice.progress import track
 from thinktwice.schema.weights import SMALLEST
 from thinktwice.stats.metrics import logloss
 
@@ -47,7 +49,7 @@ def fit(train: EncodedRows, valid: EncodedRows, fields: FieldSpace) -> Fitted:
     matrix, label = design(train, fields), train.label.astype(np.float64)
     best: tuple[float, Fitted] | None = None
     weights = np.zeros(matrix.shape[1] + 1)
-    for prior in PRIORS:
+    for prior in track(PRIORS, stage=STAGE, total=len(PRIORS), label="logistic regression"):
         weights = minimised(matrix, label, prior, weights)
         fitted = Fitted(fields, weights, prior)
         loss = logloss(valid.label, fitted.logits(valid))
