@@ -9,14 +9,15 @@ import numpy as np
 
 from thinktwice.data.encoder import Encoder
 from thinktwice.release.profile import read_profile
-from thinktwice.release.profile_bins import KNOWN, MISSING, UNKNOWN, top_values
+from thinktwice.release.profile_bins import KNOWN, MISSING, UNKNOWN, length_width, top_values
 from thinktwice.schema import SCHEMA_FILE, ModelField, load_schema
 
 
 def typical_contexts(bundle_dir: Path, *, count: int, seed: int) -> list[dict[str, Any]]:
     """Generate contexts [count] with the value frequencies in the profile of the bundle.
 
-    A number is drawn from its bucket, because the profile stores only buckets of numbers. Fields are drawn independently. Missing
+    A number is drawn from its bucket, because the profile stores only buckets of numbers; of lists it stores only their lengths, and
+    their elements are equally frequent and have no weights. Fields are drawn independently. Missing
     values are as frequent as in training. The contexts are empty if the log has no context fields.
 
     Raises:
@@ -45,10 +46,14 @@ def _spread(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarr
     return rng.permutation(np.minimum(positions, len(counts) - 1))
 
 
-def _value(encoder: Encoder, field: ModelField, position: int, rng: np.random.Generator) -> str | float | None:
+def _value(
+    encoder: Encoder, field: ModelField, position: int, rng: np.random.Generator
+) -> str | float | list[str] | None:
     """A value in a bin of :func:`thinktwice.release.profile_bins.row_bins`; None: missing."""
     if field.kind == "numeric":
         return _number(encoder.bounds[field.name], position)
+    if field.kind == "sequence":
+        return _list(encoder.values_of(field.name), field.length, position, rng)
     if position in (UNKNOWN, MISSING):
         return None
     most_frequent = top_values(encoder, field)
@@ -56,6 +61,15 @@ def _value(encoder: Encoder, field: ModelField, position: int, rng: np.random.Ge
         return encoder.value_of(field.name, most_frequent[position - KNOWN])
     remaining = encoder.values_of(field.name)[len(most_frequent) :]  # ordered by descending frequency
     return remaining[rng.integers(len(remaining))] if remaining else None
+
+
+def _list(values: tuple[str, ...], most: int, position: int, rng: np.random.Generator) -> list[str] | None:
+    """A list of known values whose number is in a bin of numbers."""
+    if position == 0 or not values:
+        return None
+    width = length_width(most)
+    number = min(most, 1 + width * (position - 1) + int(rng.integers(width)))
+    return [values[i] for i in rng.integers(len(values), size=number)]
 
 
 def _number(bounds: np.ndarray, bucket: int) -> float | None:

@@ -44,6 +44,11 @@ def num_bins(encoder: Encoder, field: ModelField, norm_edges: np.ndarray) -> int
     return len(norm_edges) + 2
 
 
+def length_width(longest: int) -> int:
+    """How many lengths of a sequence a bin contains, given its maximum length."""
+    return -(-longest // min(longest, LENGTHS))
+
+
 def labels(encoder: Encoder, field: ModelField, norm_edges: np.ndarray) -> list[str]:
     """Labels of the bins."""
     if field.kind == "categorical":
@@ -52,7 +57,7 @@ def labels(encoder: Encoder, field: ModelField, norm_edges: np.ndarray) -> list[
     if field.kind == "numeric":
         return ["missing", *_steps(encoder.bounds[field.name])]
     if field.kind == "sequence":
-        width = -(-field.length // min(field.length, LENGTHS))
+        width = length_width(field.length)
         names = [f"{1 + width * i}-{min(width * (i + 1), field.length)}" for i in range(min(field.length, LENGTHS))]
         return ["empty", *(names if width > 1 else map(str, range(1, field.length + 1)))]
     return ["missing", *_steps(norm_edges)]
@@ -92,7 +97,7 @@ def row_bins(
         out[f.name] = np.where(missing[f.name], MISSING, position[ids]) if f.name in missing else position[ids]
     for f in encoder.sequences:
         lengths = (rows.sequences[f.name] != 0).sum(axis=1)
-        out[f.name] = -(-lengths // -(-f.length // min(f.length, LENGTHS)))
+        out[f.name] = -(-lengths // length_width(f.length))
     for f in encoder.vectors:
         norms = vector_norms(rows, f.name)
         out[f.name] = np.where(np.isnan(norms), 0, 1 + quantile_bins(norms, norm_edges[f.name]))

@@ -20,6 +20,7 @@ from thinktwice.errors import BundleError
 from thinktwice.release.bundle import load_bundle
 from thinktwice.release.profile import PROFILE_FILE, read_profile
 from thinktwice.release.profile_bins import row_bins
+from thinktwice.schema import LogSchema
 
 __all__ = ["small"]
 CONTEXT = ("slot", "bid")
@@ -75,6 +76,27 @@ def test_rare_and_missing_values_and_numbers_at_the_edges(tmp_path: Path) -> Non
         assert np.abs(now - before).max() <= 0.0101, name
     assert sum("slot" not in c for c in contexts) == pytest.approx(25, abs=1)
     assert {c["slot"] for c in contexts if "slot" in c} <= {f"s{n}" for n in range(37)}
+
+
+def test_lists_of_a_context_are_as_long_as_in_training(tmp_path: Path) -> None:
+    """Contexts of a model with such a field could not be drawn."""
+    described = SCHEMA.model_dump(mode="json")
+    moods = {"name": "moods", "kind": "list", "length": 50, "weights": "mood_weights"}
+    schema = LogSchema.model_validate({**described, "fields": [*described["fields"], moods]})
+    lengths = [n % 2 * (n % 50) for n in range(1000)]  # half are empty
+    frame = training_rows(1000).with_columns(
+        pl.Series("moods", [[f"m{k}" for k in range(n)] for n in lengths], dtype=pl.List(pl.String)),
+        pl.lit(None, dtype=pl.List(pl.Float64)).alias("mood_weights"),
+    )
+    make_bundle(tmp_path, schema, frame=frame)
+    contexts = typical_contexts(tmp_path / "bundle", count=200, seed=5)
+    drawn = [len(context.get("moods", [])) for context in contexts]
+    assert drawn.count(0) == pytest.approx(100, abs=8)
+    assert np.mean(drawn) == pytest.approx(np.mean(lengths), abs=1.5) and max(drawn) <= 50
+    requests = [{"user_id": "u1", "candidates": ["i1"], "context": context} for context in contexts[:100]]
+    parsed = RequestParser(schema, online=True).parse_all(requests, "all")
+    rows = Encoder.load(tmp_path / "bundle").encode_rows([dict(r.context) for r in parsed])
+    assert ((rows.sequences["moods"] != 0).sum(1).tolist()) == drawn[:100]
 
 
 def test_requests_carry_their_contexts_and_one_moment(small: Path, tmp_path: Path) -> None:
