@@ -11,6 +11,7 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "$0")/.." && pwd)"
+. "$root/images/checks.sh"
 store="" tag=""
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -21,34 +22,13 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$store" ] || { echo "usage: images/check_feedback.sh FEATURE_STORE [--tag TAG]" >&2; exit 2; }
 [ -f "$store/data/log_instant.parquet" ] || { echo "$store is not the feature store of a model with statistics.instant" >&2; exit 1; }
-tag="${tag:-thinktwice-predictor:$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml" | head -n 1)}"
-docker image inspect "$tag" >/dev/null 2>&1 || { echo "no image $tag: build it with images/build_predictor.sh" >&2; exit 1; }
+tag="$(image "$tag" thinktwice-predictor build_predictor.sh)"
 
-name="feedback-check-$$" started="" failed=""
-work="$(mktemp -d "${TMPDIR:-/tmp}/feedback.XXXXXX")"
-finish() {
-    code=$?
-    trap - EXIT INT TERM
-    if [ -n "$started" ]; then
-        [ "$code" = 0 ] || docker logs --tail 20 "$name" >&2 2>&1 || true
-        timeout --foreground 60 docker rm --force --volumes "$name" >/dev/null 2>&1 || true
-    fi
-    rm -rf "$work"
-    exit "$code"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+begin_container feedback-check
+work="$scratch"
 mkdir "$work/events" "$work/model"
 cp -R "$store" "$work/model/feature_store"
 chmod -R a+rwX "$work"
-
-say() { printf '%-34s %s\n' "$1" "$2"; }
-expect() { # expect WHAT VALUE WANTED
-    say "$1" "$2"
-    [ "$2" = "$3" ] || { echo "  wanted: $3" >&2; failed=yes; }
-}
-inside() { timeout --foreground 60 docker exec "$name" "$@"; }
 
 begin="$(date +%s%N)"
 started=yes
@@ -57,12 +37,11 @@ docker run --detach --name "$name" --network none --read-only --user 1000:1000 -
     --volume "$work/model:/var/lib/feedback/model" --entrypoint /opt/venv/bin/python "$tag" -P -m thinktwice feedback run \
     --log /var/lib/feedback/events/log --store /var/lib/feedback/model/feature_store --host 0.0.0.0 --port 8090 >/dev/null
 until docker logs "$name" 2>/dev/null | grep -q "^ready "; do
-    [ "$(docker inspect --format '{{.State.Running}}' "$name")" = true ] || { echo "the container ended" >&2; exit 1; }
-    [ $(($(date +%s%N) - begin)) -lt 180000000000 ] || { echo "not ready within 180 s" >&2; exit 1; }
+    alive "see its log"
     sleep 0.5
 done
 say "image" "$tag"
-say "run to ready, s" "$(awk -v n=$(($(date +%s%N) - begin)) 'BEGIN {printf "%.1f", n / 1e9}')"
+say "run to ready, s" "$(seconds)"
 ask='
 import http.client, json, sys, time
 connection = http.client.HTTPConnection("127.0.0.2", 8090, timeout=30)
@@ -78,11 +57,8 @@ say "answer" "$answer"
 expect "status of the answer" "${answer%% *}" 202
 expect "health" "$(call GET /healthz | cut -d' ' -f1)" 200
 expect "metrics" "$(call GET /metrics | cut -d' ' -f1)" 200
-expect "user" "$(inside id -u)" 1000
-expect "capabilities" "$(inside sed -n 's/^CapEff:[[:space:]]*//p' /proc/1/status)" 0000000000000000
-expect "no new privileges" "$(inside sed -n 's/^NoNewPrivs:[[:space:]]*//p' /proc/1/status)" 1
-expect "write to the root file system" "$(inside sh -c 'touch /opt/x 2>/dev/null && echo possible || echo refused')" refused
-say "memory of all processes, MB" "$(inside sh -c 'cat /proc/[0-9]*/smaps_rollup 2>/dev/null' | awk '/^Pss:/ {sum += $2} END {printf "%.0f", sum / 1000}')"
+expect_restricted
+say "memory of all processes, MB" "$(memory_mb)"
 timeout --foreground 90 docker stop --time 45 "$name" >/dev/null
 expect "exit code after a stop" "$(docker inspect --format '{{.State.ExitCode}}' "$name")" 0
 expect "event log" "$([ -n "$(find "$work/events/log" -type f -size +0)" ] && echo written || echo empty)" written

@@ -12,6 +12,7 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "$0")/.." && pwd)"
+. "$root/images/checks.sh"
 out="" tag="" data=()
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -23,21 +24,15 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$out" ] || { echo "usage: images/check_pipeline.sh OUT [--tag TAG] [--data PATH] [ARGUMENT of thinktwice pipeline run...]" >&2; exit 2; }
 [ $# -gt 0 ] || set -- --source sim --limit 40000 --recipe tiny
-tag="${tag:-thinktwice-python:$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml" | head -n 1)}"
-docker image inspect "$tag" >/dev/null 2>&1 || { echo "no image $tag: build it with images/build_pipeline.sh" >&2; exit 1; }
+tag="$(image "$tag" thinktwice-python build_pipeline.sh)"
 mkdir -p "$out"
 out="$(realpath "$out")"
 chown 1000:1000 "$out" 2>/dev/null || chmod 0777 "$out"
 
-name="pipeline-check-$$" failed=""
+name="pipeline-check-$$"
 trap 'timeout --foreground 60 docker rm --force "$name" >/dev/null 2>&1 || true' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-say() { printf '%-34s %s\n' "$1" "$2"; }
-expect() { # expect WHAT VALUE WANTED
-    say "$1" "$2"
-    [ "$2" = "$3" ] || { echo "  wanted: $3" >&2; failed=yes; }
-}
 restricted() {
     docker run --rm --name "$name" --network none --read-only --user 1000:1000 --cap-drop ALL --security-opt no-new-privileges \
         --memory 8g --cpus 2 --tmpfs /tmp:size=2g,mode=1777 --tmpfs /dev/shm:size=1g,mode=1777 "${data[@]}" \
@@ -51,9 +46,9 @@ expect "user" "$(restricted id -u)" 1000
 expect "capabilities" "$(restricted sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status)" 0000000000000000
 expect "write to the root file system" "$(restricted sh -c 'touch /opt/x 2>/dev/null && echo possible || echo refused')" refused
 expect "installing a package" "$(restricted sh -c 'python3 -m pip --version >/dev/null 2>&1 && echo possible || echo refused')" refused
-begin="$(date +%s)"
+begin="$(date +%s%N)"
 restricted python3 -P -m thinktwice pipeline run --work /var/lib/thinktwice "$@" && code=0 || code=$?
 expect "exit status of the pipeline" "$code" 0
-say "pipeline, s" "$(($(date +%s) - begin))"
+say "pipeline, s" "$(seconds)"
 expect "champion" "$([ -f "$out/state/champion/ctr.mar" ] && echo deployed || echo missing)" deployed
 [ -z "$failed" ] || { echo "the pipeline is not as it should be: see the lines marked above" >&2; exit 1; }

@@ -11,6 +11,7 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "$0")/.." && pwd)"
+. "$root/images/checks.sh"
 store="" request="" tag=""
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -21,39 +22,16 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$store" ] || { echo "usage: images/check_predictor.sh STORE [REQUEST.json] [--tag TAG]" >&2; exit 2; }
 [ -f "$store/ctr.mar" ] || { echo "no model archive $store/ctr.mar: run the pipeline first" >&2; exit 1; }
-tag="${tag:-thinktwice-predictor:$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml" | head -n 1)}"
-docker image inspect "$tag" >/dev/null 2>&1 || { echo "no image $tag: build it with images/build_predictor.sh" >&2; exit 1; }
+tag="$(image "$tag" thinktwice-predictor build_predictor.sh)"
 
-name="predictor-check-$$"
-started="" failed=""
+begin_container predictor-check
 # The files that a storage initializer would place in the pod, readable by all users.
-models="$(mktemp -d "${TMPDIR:-/tmp}/models.XXXXXX")"
-finish() {
-    code=$?
-    trap - EXIT INT TERM
-    if [ -n "$started" ]; then
-        [ "$code" = 0 ] || docker logs --tail 20 "$name" >&2 2>&1 || true
-        timeout --foreground 60 docker rm --force --volumes "$name" >/dev/null 2>&1 || true
-    fi
-    rm -rf "$models"
-    exit "$code"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+models="$scratch"
 cp "$store/ctr.mar" "$models/"
 for part in feature_store release.json release-signature.json; do
     [ ! -e "$store/$part" ] || cp -R "$store/$part" "$models/"
 done
 chmod -R a+rX "$models"
-
-seconds() { awk -v n=$(($(date +%s%N) - begin)) 'BEGIN {printf "%.1f", n / 1e9}'; }
-say() { printf '%-34s %s\n' "$1" "$2"; }
-expect() { # expect WHAT VALUE WANTED
-    say "$1" "$2"
-    [ "$2" = "$3" ] || { echo "  wanted: $3" >&2; failed=yes; }
-}
-inside() { timeout --foreground 60 docker exec "$name" "$@"; }
 
 begin="$(date +%s%N)"
 started=yes
@@ -63,8 +41,7 @@ docker run --detach --name "$name" --network none --read-only --user 1000:1000 -
     --volume "$models:/mnt/models:ro" "$tag" >/dev/null
 probe=(/opt/venv/bin/python -I -S /opt/predictor/probe.py)
 until reason="$(inside "${probe[@]}" --score 2>&1)"; do
-    [ "$(docker inspect --format '{{.State.Running}}' "$name")" = true ] || { echo "the container ended: $reason" >&2; exit 1; }
-    [ $(($(date +%s%N) - begin)) -lt 180000000000 ] || { echo "no score within 180 s: $reason" >&2; exit 1; }
+    alive "$reason"
     sleep 0.5
 done
 say "image" "$tag"
@@ -96,14 +73,11 @@ expect "TorchServe's counters from outside" "$(status 8084 127.0.0.2 GET /metric
 expect "management from outside" "$(status 8081 127.0.0.2 GET /models '')" ConnectionRefusedError
 expect "management from inside" "$(status 8081 127.0.0.1 GET /models '')" 200
 expect "registering a model" "$(status 8081 127.0.0.1 POST '/models?url=ctr.mar' '')" 405
-expect "user" "$(inside id -u)" 1000
+expect_restricted
 expect "process 1" "$(inside cat /proc/1/comm)" java
-expect "capabilities" "$(inside sed -n 's/^CapEff:[[:space:]]*//p' /proc/1/status)" 0000000000000000
-expect "no new privileges" "$(inside sed -n 's/^NoNewPrivs:[[:space:]]*//p' /proc/1/status)" 1
-expect "write to the root file system" "$(inside sh -c 'touch /opt/x 2>/dev/null && echo possible || echo refused')" refused
 expect "write to the model store" "$(inside sh -c 'touch /mnt/models/x 2>/dev/null && echo possible || echo refused')" refused
 expect "installing a package" "$(inside sh -c '/opt/venv/bin/python -m pip --version >/dev/null 2>&1 && echo possible || echo refused')" refused
-say "memory of all processes, MB" "$(inside sh -c 'cat /proc/[0-9]*/smaps_rollup 2>/dev/null' | awk '/^Pss:/ {sum += $2} END {printf "%.0f", sum / 1000}')"
+say "memory of all processes, MB" "$(memory_mb)"
 say "files written" "$(inside sh -c 'find /tmp /var/lib/predictor -type f | wc -l; du -sk /tmp /var/lib/predictor/work /var/lib/predictor/logs | tr "\n\t" "  "' | tr '\n' ' ')"
 
 begin="$(date +%s%N)"

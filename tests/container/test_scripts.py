@@ -47,6 +47,7 @@ def test_there_are_scripts() -> None:
         "check_feedback.sh",
         "check_pipeline.sh",
         "check_predictor.sh",
+        "checks.sh",
         "engine.sh",
         "entrypoint.sh",
         "worker.sh",
