@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from thinktwice.errors import ResourceError
 
 VARIABLE = "THINKTWICE_THREADS"
 MOST = 1024
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 def num_threads(environment: Mapping[str, str] = os.environ) -> int:
@@ -30,6 +32,16 @@ def num_threads(environment: Mapping[str, str] = os.environ) -> int:
     if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= MOST:
         raise ResourceError(f"{VARIABLE}={text!r} is not a number of threads from 1 to {MOST}: correct or unset it")
     return int(text)
+
+
+def usable_cores(limit_file: Path = CPU_LIMIT) -> int:
+    """Number of cores that this process may use: those that it may run on, and no more than the CPU limit of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = limit_file.read_text(encoding="ascii").split()
+        return min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):  # no control groups of version 2, or the limit is "max"
+        return cores
 
 
 def thread_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

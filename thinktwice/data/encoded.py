@@ -149,3 +149,10 @@ def count_values(ids: np.ndarray, num_values: tuple[int, ...]) -> np.ndarray:
         counts[0] = 0
         parts.append(counts)
     return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
+
+
+def num_bytes(rows: EncodedRows) -> int:
+    """Size of encoded rows in memory, with their counters."""
+    counters = [] if rows.evidence is None else [rows.evidence.counters]
+    arrays = [rows.ids, rows.label, *rows.sequences.values(), *rows.vectors.values(), *counters]
+    return sum(array.nbytes for array in arrays)

@@ -5,13 +5,17 @@ All changes are of logloss, candidate minus baseline, on the same rows: below 0 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
+from thinktwice.models.backbone import Backbone
 from thinktwice.selection.candidates import Candidate, counter_settings
-from thinktwice.selection.counter_model import fit_counter_model
+from thinktwice.selection.counter_model import counter_model, counter_training
+from thinktwice.selection.evidence import EvidenceFit
 from thinktwice.selection.parameters import calibrated, trigger_of
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import auc, logloss, row_logloss
@@ -19,6 +23,7 @@ from thinktwice.stats.significance import Interval, clusters_of, paired_auc, pai
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.report import TriedCandidate
+from thinktwice.train.beside import Training
 from thinktwice.train.measure import fit_calibration
 from thinktwice.versioned import MeasuredInterval
 
@@ -51,6 +56,7 @@ class CandidateVerdict:
     controls: dict[str, Interval]  # of logloss against the control
     cost: float  # measured time relative to the plain model
     max_cost: float
+    losses: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)  # of the rows [R]
 
     @property
     def reasons(self) -> list[str]:
@@ -115,36 +121,86 @@ def judge(
     ``confidence``, which is corrected for the number of candidates, and over each control at ``control_confidence``, which is
     not (a candidate must pass all of them). ``cost`` is its measured time relative to the plain model.
     """
+    verdict = compare(candidate, trial_model, later, off, confidence=confidence, cost=cost, max_cost=max_cost)
+    return control(verdict, trial_model, fit, later, confidence=control_confidence)
+
+
+def compare(
+    candidate: Candidate,
+    trial_model: TrialModel,
+    later: EncodedRows,
+    off: np.ndarray,
+    *,
+    confidence: float,
+    cost: float,
+    max_cost: float,
+) -> CandidateVerdict:
+    """The part of :func:`judge` without controls."""
     cluster = clusters_of(later.user)
     logit, passes = trial_model.logits(candidate.config, later)
-    loss = row_logloss(later.label, logit)
-    verdict = CandidateVerdict(
+    return CandidateVerdict(
         candidate,
         logloss(later.label, logit),
         auc(later.label, logit),
         passes,
-        paired_mean(loss - row_logloss(later.label, off), cluster, confidence),
+        paired_mean(row_logloss(later.label, logit) - row_logloss(later.label, off), cluster, confidence),
         paired_auc(later.label, off, logit, cluster, confidence),
         {},
         cost,
         max_cost,
+        row_logloss(later.label, logit),
     )
+
+
+def control(
+    verdict: CandidateVerdict,
+    trial_model: TrialModel,
+    fit: EncodedRows,
+    later: EncodedRows,
+    *,
+    confidence: float,
+    other: OtherCounters | None = None,
+) -> CandidateVerdict:
+    """The verdict of :func:`compare` with the controls, unless it fails without them."""
     if verdict.failures:
         return verdict
-    control_loss = control_losses(candidate, trial_model, fit, later)
-    controls = {
-        name: paired_mean(loss - control, cluster, control_confidence) for name, control in control_loss.items()
-    }
-    return replace(verdict, controls=controls)
+    cluster = clusters_of(later.user)
+    losses = control_losses(verdict.candidate, trial_model, fit, later, other)
+    return replace(
+        verdict,
+        controls={name: paired_mean(verdict.losses - loss, cluster, confidence) for name, loss in losses.items()},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class OtherCounters:
+    """Evidence that belongs to other rows, and the training of the trunk with these counters."""
+
+    evidence: EvidenceFit
+    training: Training[Backbone]
+
+
+@contextmanager
+def other_counters(trial_model: TrialModel) -> Iterator[OtherCounters]:
+    """Train the control of counters in the trunk, beside this process if a core is idle."""
+    assert trial_model.evidence is not None
+    other = trial_model.evidence.of_other_rows()
+    with counter_training(other, trial_model.model) as training:
+        yield OtherCounters(other, training)
 
 
 def control_losses(
-    candidate: Candidate, trial_model: TrialModel, fit: EncodedRows, later: EncodedRows
+    candidate: Candidate,
+    trial_model: TrialModel,
+    fit: EncodedRows,
+    later: EncodedRows,
+    other: OtherCounters | None = None,
 ) -> dict[str, np.ndarray]:
     """Row losses [R] of every control that applies: recalibration only, shuffled counts, rows chosen at random, and for
     evidence: that of other rows, counters a day late, or the first look.
 
-    Shuffled counts apply if the candidate uses counts, random rows if it chooses rows.
+    Shuffled counts apply if the candidate uses counts, random rows if it chooses rows. ``other`` is a training of the control of
+    counters in the trunk that has begun already.
     """
     config, trigger = candidate.config, trigger_of(candidate.config)
 
@@ -162,10 +218,11 @@ def control_losses(
         out["first_look"] = losses(trial_model, calibrated(trial_model, first, fit))
         out["other_counters"] = _loss_with_other_evidence(trial_model, config)
     elif config.mode == "counters" and trial_model.evidence is not None:
-        other = trial_model.evidence.of_other_rows()
-        other_counters = replace(trial_model, counter_model=fit_counter_model(other, trial_model))
-        logit = other_counters.logits(calibrated(other_counters, config, other.fit), other.later)[0]
-        out["other_counters"] = row_logloss(later.label, logit)
+        with other_counters(trial_model) if other is None else nullcontext(other) as found:
+            counting = counter_model(found.evidence, trial_model, found.training)
+        other_model = replace(trial_model, counter_model=counting)
+        settings = calibrated(other_model, config, found.evidence.fit)
+        out["other_counters"] = row_logloss(later.label, other_model.logits(settings, found.evidence.later)[0])
     elif config.correction is not None and trial_model.evidence is not None:
         if trial_model.counter_model is not None:
             in_trunk = counter_settings(trial_model, config.model_copy(update={"correction": None}))

@@ -6,6 +6,7 @@ Validation is cut in two by time. Every parameter is fitted on the earlier half;
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -21,11 +22,11 @@ from thinktwice.errors import BundleError
 from thinktwice.files import atomic_dir
 from thinktwice.models.backbone import Backbone
 from thinktwice.progress import note, track
-from thinktwice.selection.accept import CandidateVerdict, judge, sentence
+from thinktwice.selection.accept import CandidateVerdict, compare, control, other_counters, sentence
 from thinktwice.selection.candidates import EVIDENCE_MODES, Candidate, candidates
 from thinktwice.selection.config import FitConfig
 from thinktwice.selection.cost import Meter, Price
-from thinktwice.selection.counter_model import fit_counter_model
+from thinktwice.selection.counter_model import counter_model, counter_training
 from thinktwice.selection.evidence import EvidenceFit, evidence_fit, fit_evidence
 from thinktwice.selection.frontier import frontiers
 from thinktwice.selection.trial_model import TrialModel
@@ -55,6 +56,7 @@ from thinktwice.versioned import MeasuredInterval
 STAGE = "fit_test_time"
 MIN_HALF = 200  # rows of a validation half; with fewer nothing is tried
 COUNT_CHUNK = 1 << 20  # rows of combinations counted at once
+NO_EVIDENCE = "the mode does not use evidence"
 COUNT_AUC_LIMIT = 0.6  # AUC of a count alone above which gains on rare values may be popularity
 
 
@@ -133,20 +135,20 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig, price: Price | 
     model, info = trunks[trunk].model, trunks[trunk].info
     other_trunks = tuple(trunk_model.model for name, trunk_model in trunks.items() if name != trunk)
     extras = fit_extras(model, reliability, train, other_trunks, config)
-    evidence_inputs = None
-    evidence = EvidenceReport(reason="the mode does not use evidence")
+    inputs: EvidenceFit | str = NO_EVIDENCE
     if config.mode in ("lean", *EVIDENCE_MODES):
-        evidence_inputs = evidence_fit(
-            data, trunks[trunk], positions, lambda rows: _off_logits(model, reliability, rows)
-        )
-        if config.mode != "counters":
-            extras, evidence = fit_evidence(evidence_inputs, extras, retrieves=config.mode != "corrected")
-        elif isinstance(evidence_inputs, str):
-            evidence = EvidenceReport(reason=evidence_inputs)
-    inputs = evidence_inputs if isinstance(evidence_inputs, EvidenceFit) else None
-    trial_model = TrialModel(model, info.calibration, reliability, extras, inputs)
-    if inputs is not None and config.mode in ("lean", "counters"):
-        trial_model = replace(trial_model, counter_model=fit_counter_model(inputs, trial_model))
+        inputs = evidence_fit(data, trunks[trunk], positions, lambda rows: _off_logits(model, reliability, rows))
+    evidence = EvidenceReport(reason=inputs if isinstance(inputs, str) else NO_EVIDENCE)
+    with ExitStack() as stack:
+        counting = None
+        if isinstance(inputs, EvidenceFit) and config.mode in ("lean", "counters"):
+            counting = stack.enter_context(counter_training(inputs, model))
+        if isinstance(inputs, EvidenceFit) and config.mode != "counters":
+            extras, evidence = fit_evidence(inputs, extras, retrieves=config.mode != "corrected")
+        of_evidence = inputs if isinstance(inputs, EvidenceFit) else None
+        trial_model = TrialModel(model, info.calibration, reliability, extras, of_evidence)
+        if counting is not None and of_evidence is not None:
+            trial_model = replace(trial_model, counter_model=counter_model(of_evidence, trial_model, counting))
     shipped, choice, costs = fit_mode(trial_model, valid, config, price)
     count_auc, warnings = count_check(model, reliability, valid)
     report = TestTimeReport(
@@ -158,9 +160,9 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig, price: Price | 
         warnings=tuple(warnings),
         evidence=evidence.model_copy(update={"frontiers": frontiers(trial_model, valid)}),
     )
-    counting = trial_model.counter_model
+    counted = trial_model.counter_model
     parts = (shipped, reliability, report, extras, trunks[trunk].weights_hash, costs)
-    test_time = TestTime(*parts, None if counting is None else CounterTrunk(counting.model, counting.calibration))
+    test_time = TestTime(*parts, None if counted is None else CounterTrunk(counted.model, counted.calibration))
     return FitResult(test_time, report, model)
 
 
@@ -231,20 +233,28 @@ def fit_mode(
     max_cost = config.max_cost if config.mode == "lean" else float("inf")
     measured = injected is None and len(tried) > 0
     costs = {c.name: price(trial_model, c.config) for c in track(tried, stage=STAGE, total=len(tried), label="costs")}
-    verdicts = [
-        judge(
+    compared = {
+        c.name: compare(
             c,
             trial_model,
-            fit,
             later,
             plain,
             confidence=_shared(config.confidence, tried),
-            control_confidence=config.confidence,
             cost=costs[c.name].value,
             max_cost=max_cost,
         )
-        for c in track(tried, stage=STAGE, total=len(tried), label="candidates")
-    ]
+        for c in tried
+    }
+    with ExitStack() as stack:
+        other = None
+        if any(v.candidate.config.mode == "counters" and not v.failures for v in compared.values()):
+            other = stack.enter_context(other_counters(trial_model))
+        waits_last = sorted(tried, key=lambda c: c.config.mode == "counters")  # its control is trained meanwhile
+        controlled = {
+            c.name: control(compared[c.name], trial_model, fit, later, confidence=config.confidence, other=other)
+            for c in track(waits_last, stage=STAGE, total=len(tried), label="candidates")
+        }
+    verdicts = [controlled[c.name] for c in tried]
     accepted = without_needless_looks([v for v in verdicts if v.accepted])
     affordable = [v for v in verdicts if v.cost <= max_cost]
     best = min(accepted or affordable, key=lambda v: v.candidate.fit_logloss, default=None)

@@ -7,6 +7,7 @@ all others. Values that do not occur in those rows are unknown, as a new value i
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from thinktwice.choices import SplitKind
-from thinktwice.data.encoded import EncodedRows, count_values, table_offsets
+from thinktwice.data.encoded import EncodedRows, count_values, num_bytes, table_offsets
+from thinktwice.models.backbone import Backbone
 from thinktwice.models.config import BackboneConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
 from thinktwice.train.augment import Augmenter
+from thinktwice.train.beside import Training, beside, here
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.loop import Bar
@@ -75,27 +78,41 @@ def later_blocks(
 ) -> list[ScoredBlock]:
     """Train the trunk of every scored block like the shipped model, with the L2 and augmentation ``chosen`` for it, and score
     the block. A block whose earlier rows are of one class is skipped."""
-    out = []
-    blocks = block_rows(rows.time, "time" if _is_by_time(rows, valid, split) else "random", seed)
-    for number, (of, before) in enumerate(blocks):
+    found = block_rows(rows.time, "time" if _is_by_time(rows, valid, split) else "random", seed)
+    blocks = [(of, before) for of, before in found if rows.label[before].min() != rows.label[before].max()]
+
+    def trained(number: int, before: Positions) -> AbstractContextManager[Training[Backbone]]:
         earlier = rows.take(before)
-        if earlier.label.min() == earlier.label.max():
-            continue
         known = count_values(earlier.ids, fields.num_values) > 0
-        model = build_backbone(backbone, fields, seed=seed)
-        run_training(
-            model,
-            Augmenter(chosen.augmentation, earlier, fields, config),
-            BlockLoader(earlier),
-            BlockLoader(as_known(valid, known, fields)),
-            config,
-            table_l2=chosen.table_l2,
-            epochs=config.epochs,
-            seed=seed,
-            bar=Bar(stage, f"later block {number + 1}/{len(blocks)}"),
-        )
-        logits = logits_of(model, BlockLoader(as_known(rows.take(of), known, fields))).astype(np.float64)
-        out.append(ScoredBlock(of, before, logits))
+
+        def train(model: Backbone) -> None:
+            run_training(
+                model,
+                Augmenter(chosen.augmentation, earlier, fields, config),
+                BlockLoader(earlier),
+                BlockLoader(as_known(valid, known, fields)),
+                config,
+                table_l2=chosen.table_l2,
+                epochs=config.epochs,
+                seed=seed,
+                bar=Bar(stage, f"later block {number + 1}/{len(blocks)}"),
+            )
+
+        def build() -> Backbone:
+            return build_backbone(backbone, fields, seed=seed)
+
+        return here(build, train) if number == len(blocks) - 1 else beside(build, train, num_bytes(earlier))
+
+    out = []
+    with ExitStack() as stack:
+        trainings = [stack.enter_context(trained(number, before)) for number, (_, before) in enumerate(blocks)]
+        models = [
+            training.model() for training in reversed(trainings)
+        ]  # the last one, which takes longest, is trained here
+        for (of, before), model in zip(blocks, reversed(models), strict=True):
+            known = count_values(rows.ids[before], fields.num_values) > 0
+            logits = logits_of(model, BlockLoader(as_known(rows.take(of), known, fields))).astype(np.float64)
+            out.append(ScoredBlock(of, before, logits))
     return out
 
 
