@@ -154,5 +154,5 @@ def count_values(ids: np.ndarray, num_values: tuple[int, ...]) -> np.ndarray:
 def num_bytes(rows: EncodedRows) -> int:
     """Size of encoded rows in memory, with their counters."""
     counters = [] if rows.evidence is None else [rows.evidence.counters]
-    arrays = [rows.ids, rows.label, *rows.sequences.values(), *rows.vectors.values(), *counters]
+    arrays = [rows.ids, rows.label, *rows.sequences.values(), *rows.vectors.values(), *rows.weights.values(), *counters]
     return sum(array.nbytes for array in arrays)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from thinktwice.models.backbone import Backbone, mlp
 from thinktwice.models.config import DeepFMConfig
 from thinktwice.models.fields import FieldSpace
-from thinktwice.models.fm import second_order
+from thinktwice.models.fm import field_sums, second_order
 from thinktwice.models.views import Views
 
 
@@ -29,8 +29,8 @@ class DeepFM(Backbone):
         self.hidden_width = self.deep_width + config.dim + 1
 
     def trunk(self, x_masked: Tensor) -> Tensor:
-        deep = self.mlp(x_masked[..., :-1].flatten(1))
-        return torch.cat([deep, *second_order(x_masked.sum(dim=1), (x_masked * x_masked).sum(dim=1))], dim=1)
+        flat, total, squares = field_sums(x_masked)
+        return torch.cat([self.mlp(flat), *second_order(total, squares)], dim=1)
 
     def trunk_paths(self, views: Views) -> Tensor:
         return torch.cat([views.mlp(self.mlp), *second_order(views.total(), views.squares())], dim=2)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from thinktwice.data.encoded import Batch
 from thinktwice.data.instant.stored import CLIP
 from thinktwice.models.fields import CounterFields, FieldSpace
+from thinktwice.models.lookup import rows_of
 from thinktwice.models.sequences import ListPooling, MeanPooling, SequenceEncoder
 
 
@@ -62,7 +63,7 @@ class FieldEmbedding(nn.Module):
 
     def rows(self, joint: Tensor) -> Tensor:
         """Table rows [..., D] at joint indices of any shape."""
-        return F.embedding(joint, self.table, sparse=self.sparse_gradients)
+        return rows_of(self.table, joint, sparse_gradient=self.sparse_gradients)
 
     def forward(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Field vectors X [B, N, D].

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from thinktwice.data.encoded import Batch
 from thinktwice.models.fields import FieldSpace
+from thinktwice.models.lookup import means_of, rows_of
 from thinktwice.schema.weights import SMALLEST
 
 
@@ -61,7 +62,7 @@ class ListPooling(nn.Module):
         """See :class:`SequenceEncoder`; only ``batch`` is read."""
         index = batch.sequences[self.name]
         if not self.weighted:
-            return F.embedding_bag(index, self.values, mode="mean", padding_idx=0)
+            return means_of(self.values, index, 0)
         weights = batch.weights[self.name]
         total = F.embedding_bag(index, self.values, mode="sum", padding_idx=0, per_sample_weights=weights)
         # A masked element is padding and leaves its weight behind.
@@ -73,7 +74,7 @@ class MeanPooling(SequenceEncoder):
 
     def forward(self, batch: Batch, columns: Tensor, table: Tensor, *, sparse: bool) -> Tensor:
         index, first = batch.sequences[self.name], self.first_row
-        return F.embedding_bag(index + first, table, mode="mean", padding_idx=first, sparse=sparse)
+        return means_of(table, index + first, first, sparse_gradient=sparse)
 
 
 class TargetAttention(SequenceEncoder):
@@ -93,7 +94,7 @@ class TargetAttention(SequenceEncoder):
 
     def forward(self, batch: Batch, columns: Tensor, table: Tensor, *, sparse: bool) -> Tensor:
         index = batch.sequences[self.name]
-        values = F.embedding(index + self.first_row, table, sparse=sparse)  # [B, L, D]
+        values = rows_of(table, index + self.first_row, sparse_gradient=sparse)  # [B, L, D]
         target = columns[:, self.column, None, :-1].expand(-1, index.shape[1], -1)
         each = values[..., :-1]
         weight = self.unit(torch.cat([target, each, target - each, target * each], dim=-1))  # [B, L, 1]
