@@ -108,9 +108,9 @@ def run_experiment(
         if decision.action != "hold":
             change = apply_pending(place.records, file.name, place.target)
             applied = "" if change is None else change.effect
-        elif reason := _end_without_decision(file, record):
+        elif decision.over:
             crowd.be_quiet()
-            stop_experiment(place.records, file.name, place.target, reason)
+            stop_experiment(place.records, file.name, place.target, decision.reasons[0])
             applied = "stop"
         seen = LookSeen(record, state_of(read_lines(path)), crowd.true_effect(), applied)
         on_look(seen)
@@ -118,12 +118,3 @@ def run_experiment(
             crowd.compare_nothing()
             place.servers.follow()
             return seen
-
-
-def _end_without_decision(file: ExperimentFile, record: DecisionRecord) -> str:
-    """Why an experiment ends although nothing is decided; empty if it goes on."""
-    if record.verdict.decision.status == "ready_for_review":
-        return "the horizon has passed without a decision"
-    if file.horizon is not None and record.evidence.days >= file.horizon.days:
-        return "the time is over: " + record.verdict.decision.reasons[0]
-    return ""

@@ -12,8 +12,8 @@ from rich.text import Text
 from demo.experiment.crowd import Crowd, TrueEffect
 from demo.experiment.loop import LookSeen
 from thinktwice.console.output import say
-from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.metrics import RATIOS
+from thinktwice.experiment.remaining import standing
 from thinktwice.stats.difference import arm_estimate
 
 REFRESH = 2  # a second
@@ -22,8 +22,8 @@ REFRESH = 2  # a second
 class Screen:
     """Shows one experiment while the block runs."""
 
-    def __init__(self, console: Console, file: ExperimentFile, crowd: Crowd) -> None:
-        self._console, self._file, self._crowd = console, file, crowd
+    def __init__(self, console: Console, crowd: Crowd) -> None:
+        self._console, self._crowd = console, crowd
         self._seen: LookSeen | None = None
         self._looks = 0
         self._live: Live | None = None
@@ -57,7 +57,7 @@ class Screen:
         )
         if self._seen is None:
             return Group(traffic, Text("  first look soon"))
-        return Group(traffic, arms_table(self._seen), *lines_below(self._seen, self._file))
+        return Group(traffic, arms_table(self._seen), *lines_below(self._seen))
 
 
 def line_of(seen: LookSeen, number: int) -> str:
@@ -68,7 +68,7 @@ def line_of(seen: LookSeen, number: int) -> str:
     units = " / ".join(f"{arm.units:,}" for arm in record.evidence.arms)
     ratio = next((c.value for c in record.verdict.checks if c.name == "sample_ratio"), None)
     shown_ratio = "–" if ratio is None else f"{ratio:.2f}"
-    outcome = f"{decision.action.replace('_', ' ')} ({decision.status.replace('_', ' ')})"
+    outcome = f"{decision.action.replace('_', ' ')} ({standing_of(seen)})"
     return (
         f"{number:>2}. {seconds:4.0f} s, coverage {record.evidence.coverage:.0%}, users {units}: "
         f"effect {effect_text(result.relative, result.relative_low, result.relative_high)}, true {true_text(seen.true_effect)}, "
@@ -100,11 +100,11 @@ def arms_table(seen: LookSeen) -> Table:
     return table
 
 
-def lines_below(seen: LookSeen, file: ExperimentFile) -> list[Text]:
+def lines_below(seen: LookSeen) -> list[Text]:
     """The effect beside the truth, the checks and the decision."""
     record, result = seen.record, seen.record.verdict.primary[0]
     decision, evidence = record.verdict.decision, record.evidence
-    units, planned = sum(arm.units for arm in evidence.arms), file.horizon.units if file.horizon else None
+    units = sum(arm.units for arm in evidence.arms)
     ratio = next((c for c in record.verdict.checks if c.name == "sample_ratio"), None)
     failed = [c.name.replace("_", " ") for c in record.verdict.checks if c.passed is False]
     action = decision.action.replace("_", " ") + (f" {decision.arm}" if decision.arm else "")
@@ -120,10 +120,17 @@ def lines_below(seen: LookSeen, file: ExperimentFile) -> list[Text]:
             f"   guardrails  {guardrail_text(seen)}   checks  {', '.join(failed) if failed else 'all passed'}"
         ),
         Text(
-            f"  {evidence.days * 86_400:.0f} s, {units:,} of at most {planned or 0:,} users, coverage {evidence.coverage:.0%}: "
+            f"  {evidence.days * 86_400:.0f} s, {units:,} users, coverage {evidence.coverage:.0%}: {standing_of(seen)}"
         ),
         Text(f"  → {action}{coverage}: {decision.reasons[0]}", style=style),
     ]
+
+
+def standing_of(seen: LookSeen) -> str:
+    """The status in words, or what is left of the plan."""
+    record = seen.record
+    units = [arm.units for arm in record.evidence.arms]
+    return standing(record.file, record.verdict.decision.status, record.evidence.days, units)
 
 
 def effect_text(value: float | None, low: float | None, high: float | None) -> str:

@@ -270,7 +270,7 @@ def _run(run: Run, settings: Demo, place: Place, crowd: Crowd, arm: ServedArm) -
         f"{file.horizon.looks} looks; no decision before {file.minimum.units:,} users an arm",
     )
     looks: list[LookSeen] = []
-    with Screen(console, file, crowd) as screen:
+    with Screen(console, crowd) as screen:
 
         def on_look(seen: LookSeen) -> None:
             looks.append(seen)

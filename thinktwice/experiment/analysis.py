@@ -14,6 +14,7 @@ from typing import Literal
 from thinktwice.experiment.evidence import ArmEvidence, Evidence, Number, known
 from thinktwice.experiment.file import ExperimentFile, Guardrail
 from thinktwice.experiment.metrics import RATIOS, SUMS, quantile_share
+from thinktwice.experiment.remaining import units_fraction
 from thinktwice.frozen import Frozen
 from thinktwice.stats.difference import (
     Difference,
@@ -155,9 +156,19 @@ def horizon_fraction(file: ExperimentFile, evidence: Evidence) -> float:
     """How much of the horizon has passed: of its units if they are planned, else of its days; 0 without a horizon."""
     if file.horizon is None:
         return 0.0
-    if file.horizon.units is not None:
-        return sum(a.units for a in evidence.arms) / file.horizon.units
-    return evidence.days / file.horizon.days
+    of_units = units_fraction(file, [a.units for a in evidence.arms])
+    return evidence.days / file.horizon.days if of_units is None else of_units
+
+
+def horizon_passed(file: ExperimentFile, evidence: Evidence) -> bool:
+    """Whether nothing planned is left: the days are over, or the planned units are enrolled and the minimums reached.
+
+    It depends on no data but the number of units, so an experiment also ends whose data cannot be tested.
+    """
+    if file.horizon is None:
+        return False
+    enrolled = horizon_fraction(file, evidence) >= 1 and minimum_reached(file, evidence)
+    return evidence.days >= file.horizon.days or enrolled
 
 
 def minimum_reached(file: ExperimentFile, evidence: Evidence) -> bool:

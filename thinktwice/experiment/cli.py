@@ -216,8 +216,7 @@ def list_experiments(records: RecordsOption = None, work: Work = WORK) -> None:
         lines = _lines(name, folder)
         state, decisions = state_of(lines), decisions_of(lines)
         days = f"{decisions[-1].evidence.days:.1f} days" if decisions else "no look yet"
-        last = decisions[-1].verdict.decision if decisions else None
-        shown = (last.action, last.status) if last else ("–", "–")
+        shown = (decisions[-1].verdict.decision.action, _left(decisions[-1])) if decisions else ("–", "–")
         typer.echo(f"{printable(name)}\t{days}\t{state.file.coverage:.2%}\t{shown[0]}\t{shown[1]}\t{_phase(state)}")
 
 
@@ -297,6 +296,13 @@ def _standing(state: ExperimentState) -> str:
     return f"{state.file.name}: {_phase(state)} since {state.started:%Y-%m-%d %H:%M:%S} UTC, {coverage}{pending}"
 
 
+def _left(record: DecisionRecord) -> str:
+    from thinktwice.experiment.remaining import standing
+
+    units = [arm.units for arm in record.evidence.arms]
+    return standing(record.file, record.verdict.decision.status, record.evidence.days, units)
+
+
 def _print_decision(record: DecisionRecord) -> None:
     decision = record.verdict.decision
     action = decision.action.replace("_", " ")
@@ -304,7 +310,6 @@ def _print_decision(record: DecisionRecord) -> None:
         action += f" {decision.arm}"
     if decision.coverage is not None:
         action += f" to {decision.coverage:.2%}"
-    remaining = "" if decision.days_left is None else f", about {decision.days_left:.1f} days left"
-    tell(f"{printable(record.file.name)}: {printable(action)} ({decision.status.replace('_', ' ')}{remaining})")
+    tell(f"{printable(record.file.name)}: {printable(action)} ({_left(record)})")
     for why in decision.reasons:
         tell(printable(why), indent=2)

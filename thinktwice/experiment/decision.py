@@ -3,7 +3,6 @@ looks."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,7 +12,7 @@ from thinktwice.experiment.analysis import (
     PrimaryResult,
     SliceResult,
     guardrail_results,
-    horizon_fraction,
+    horizon_passed,
     minimum_reached,
     primary_results,
     slice_results,
@@ -21,12 +20,14 @@ from thinktwice.experiment.analysis import (
 from thinktwice.experiment.checks import CheckResult, check_results, failed
 from thinktwice.experiment.evidence import Evidence
 from thinktwice.experiment.file import ExperimentFile
+from thinktwice.experiment.remaining import days_left
 from thinktwice.frozen import Frozen
 
 DecisionAction = Literal["hold", "ramp", "promote", "roll_back"]
 Status = Literal["unhealthy", "no_data", "days_left", "ship", "roll_back", "ready_for_review"]
 
 
+PASSED = "the horizon has passed"
 OPTIONAL = ("pre_exposure_bias", "late_outcomes")  # checks that may be missing
 
 
@@ -37,6 +38,7 @@ class Decision(Frozen):
         arm: the arm to promote; null for other actions.
         coverage: the next coverage of a ramp; null for other actions.
         days_left: days until a decision can be expected; null if unknown.
+        status: ``ready_for_review`` ends an experiment without a decision: its horizon has passed, and a person judges.
     """
 
     action: DecisionAction
@@ -49,6 +51,11 @@ class Decision(Frozen):
     @property
     def final(self) -> bool:
         return self.action in ("promote", "roll_back")
+
+    @property
+    def over(self) -> bool:
+        """Whether the experiment ends: by this decision, or without one."""
+        return self.final or self.status == "ready_for_review"
 
 
 class Verdict(Frozen):
@@ -73,7 +80,8 @@ def decide(file: ExperimentFile, evidence: Evidence, history: Sequence[Verdict] 
     guardrails = guardrail_results(file, evidence, _first_judged(history))
     ended = next((v.decision for v in history if v.decision.final), None)
     if ended is None:
-        over = any(outcome.final for outcome in [*looks, *((look,) if look else ())])
+        looked = any(outcome.final for outcome in [*looks, *((look,) if look else ())])
+        over = looked or horizon_passed(file, evidence)
         decision = _decide(file, evidence, primary, guardrails, checks, over)
     else:
         decision = ended.model_copy(update={"reasons": (*ended.reasons, "decided before; it stays")})
@@ -94,13 +102,13 @@ def _decide(
     if breached := [g for g in guardrails if g.breached]:
         return Decision(action="roll_back", status="roll_back", reasons=tuple(_harm(g) for g in breached))
     if broken := failed(checks, "hold"):
-        return Decision(action="hold", status="unhealthy", reasons=tuple(_check_message(c) for c in broken))
+        return _held("unhealthy", over, tuple(_check_message(c) for c in broken))
     warnings = tuple(f"warning: {_check_message(c)}" for c in failed(checks, "warn"))
     if unknown := [c.name for c in checks if c.passed is None and c.name not in OPTIONAL]:
         warnings = (*warnings, f"warning: not measured: {', '.join(unknown)}")
-    empty = [a.name for a in file.arms if not getattr(evidence.arm(a.name), "units", 0)]
+    empty = [a.name for a, units in zip(file.arms, _units(file, evidence), strict=True) if not units]
     if empty:
-        return Decision(action="hold", status="no_data", reasons=(f"no unit in {', '.join(empty)}", *warnings))
+        return _held("no_data", over, (f"no unit in {', '.join(empty)}", *warnings))
     if worse := [r for r in primary if r.verdict == "worse"]:
         return Decision(action="roll_back", status="roll_back", reasons=(*(_effect(r) for r in worse), *warnings))
     better = [r for r in primary if r.verdict == "better"]
@@ -112,17 +120,17 @@ def _decide(
     open_guardrails = tuple(_unproven(g) for g in guardrails if not g.safe)
     flags = tuple(f"{r.metric} of {r.arm}: {', '.join(r.flags)}" for r in primary if r.flags)
     if over:
-        text = tuple(_effect(r) for r in better) or ("the horizon has passed and nothing is shown",)
+        text = tuple(_effect(r) for r in better) or (f"{PASSED} and nothing is shown",)
         return Decision(
             action="hold",
             status="ready_for_review",
             days_left=0.0,
             reasons=(*text, *flags, *open_guardrails, *warnings),
         )
-    days_left = _days_left(file, evidence)
+    left = days_left(file, evidence.days, _units(file, evidence))
     waiting: tuple[str, ...] = tuple(_effect(r) for r in better) + (open_guardrails if better else ())
     if not minimum_reached(file, evidence):
-        units = min(getattr(evidence.arm(a.name), "units", 0) for a in file.arms)
+        units = min(_units(file, evidence))
         waiting = (
             f"{evidence.days:.1f} of at least {file.minimum.days:g} days and {units:,} of at least "
             f"{file.minimum.units:,} units an arm",
@@ -130,27 +138,28 @@ def _decide(
     reasons = (*(waiting or ("nothing is shown yet",)), *flags, *warnings)
     step = next((s for s in file.ramp if s.coverage > evidence.coverage), None)
     if step is not None and evidence.coverage > 0 and not better:
-        units = min(getattr(evidence.arm(a.name), "units", 0) for a in file.arms)
+        units = min(_units(file, evidence))
         if evidence.days_at_coverage >= step.after_days and units >= step.after_units:
             return Decision(
-                action="ramp", status="days_left", coverage=step.coverage, days_left=days_left,
+                action="ramp", status="days_left", coverage=step.coverage, days_left=left,
                 reasons=(f"no check failed and no guardrail is breached at {evidence.coverage:.2%}", *reasons),
             )  # fmt: skip
-    return Decision(action="hold", status="days_left", days_left=days_left, reasons=reasons)
+    return Decision(action="hold", status="days_left", days_left=left, reasons=reasons)
 
 
-def _days_left(file: ExperimentFile, evidence: Evidence) -> float | None:
-    """Days until the minimums are reached or, with a horizon, until its end."""
-    units = min(getattr(evidence.arm(a.name), "units", 0) for a in file.arms)
-    remaining = max(0.0, file.minimum.days - evidence.days)
-    if units < file.minimum.units:
-        remaining = max(remaining, evidence.days * (file.minimum.units / units - 1)) if units else math.inf
-    if file.horizon is not None:
-        left = file.horizon.days - evidence.days
-        if file.horizon.units is not None and (fraction := horizon_fraction(file, evidence)) > 0:
-            left = min(left, evidence.days * max(0.0, 1 / fraction - 1))
-        remaining = max(remaining, left)
-    return remaining if math.isfinite(remaining) and (file.horizon is not None or remaining > 0) else None
+def _held(status: Literal["unhealthy", "no_data"], over: bool, why: tuple[str, ...]) -> Decision:
+    """Nothing can be decided; after the horizon nothing better is waited for."""
+    if over:
+        return Decision(
+            action="hold", status="ready_for_review", days_left=0.0,
+            reasons=(f"{PASSED} and nothing can be decided", *why),
+        )  # fmt: skip
+    return Decision(action="hold", status=status, reasons=why)
+
+
+def _units(file: ExperimentFile, evidence: Evidence) -> list[int]:
+    """Enrolled units of every arm."""
+    return [getattr(evidence.arm(a.name), "units", 0) for a in file.arms]
 
 
 def _worst_ratio(history: Sequence[Verdict]) -> float:

@@ -18,6 +18,7 @@ from thinktwice.experiment.join import JoinCounts
 from thinktwice.experiment.metrics import RATIOS
 from thinktwice.experiment.outcomes import OutcomeCounts
 from thinktwice.experiment.record import DecisionRecord
+from thinktwice.experiment.remaining import standing
 from thinktwice.files import write_json
 from thinktwice.frozen import Frozen
 from thinktwice.stats.difference import arm_estimate
@@ -49,6 +50,7 @@ class SeriesPoint(Frozen):
     counted: bool  # whether it was a look at the primary metric
     action: str
     status: str
+    standing: str  # the status in words, or what is left
     units: tuple[int, ...]  # by arm
     primary: tuple[PrimaryResult, ...]
     guardrails: tuple[GuardrailResult, ...]
@@ -63,6 +65,7 @@ class ExperimentReport(Frozen):
     at: AwareDatetime
     days: float
     decision: Decision
+    standing: str  # the status in words, or what is left
     arms: tuple[ArmReport, ...]
     primary: tuple[PrimaryResult, ...]
     guardrails: tuple[GuardrailResult, ...]
@@ -100,10 +103,12 @@ def report_of(records: Sequence[DecisionRecord]) -> ExperimentReport:
                 metrics=metrics,
             )
         )
+    points = tuple(_point(r) for r in records)
     return ExperimentReport(
-        experiment=file, method=file.test, at=evidence.at, days=evidence.days, decision=verdict.decision, arms=tuple(arms),
+        experiment=file, method=file.test, at=evidence.at, days=evidence.days, decision=verdict.decision,
+        standing=points[-1].standing, arms=tuple(arms),
         primary=verdict.primary, guardrails=verdict.guardrails, checks=verdict.checks, slices=verdict.slices,
-        exposures=evidence.exposures, outcomes=evidence.outcomes, points=tuple(_point(r) for r in records),
+        exposures=evidence.exposures, outcomes=evidence.outcomes, points=points,
     )  # fmt: skip
 
 
@@ -114,11 +119,13 @@ def write_report(report: ExperimentReport, path: Path | str) -> None:
 
 def _point(record: DecisionRecord) -> SeriesPoint:
     evidence, verdict = record.evidence, record.verdict
-    units = {a.arm: a.units for a in evidence.arms}
+    by_arm = {a.arm: a.units for a in evidence.arms}
+    units = tuple(by_arm.get(a.name, 0) for a in record.file.arms)
+    status = verdict.decision.status
     return SeriesPoint(
         at=evidence.at, days=evidence.days, coverage=evidence.coverage, counted=verdict.look is not None,
-        action=verdict.decision.action, status=verdict.decision.status,
-        units=tuple(units.get(a.name, 0) for a in record.file.arms), primary=verdict.primary, guardrails=verdict.guardrails,
+        action=verdict.decision.action, status=status, standing=standing(record.file, status, evidence.days, units),
+        units=units, primary=verdict.primary, guardrails=verdict.guardrails,
     )  # fmt: skip
 
 

@@ -50,9 +50,7 @@ def render_report(report: ExperimentReport, extras: PageExtras | None = None) ->
     extras = extras or PageExtras()
     decision = report.decision
     title = f"Experiment {report.experiment.name}"
-    lines = [
-        f"{WORDS[decision.action]}{f' {decision.arm}' if decision.arm else ''} ({decision.status.replace('_', ' ')})"
-    ]
+    lines = [f"{WORDS[decision.action]}{f' {decision.arm}' if decision.arm else ''} ({report.standing})"]
     lines += [*map(_readable, decision.reasons), *extras.remarks]
     unit, scale = _time_unit(report.days)
     known = [*extras.known, *[None] * (len(report.points) - len(extras.known))]
