@@ -14,6 +14,7 @@ from thinktwice.errors import ServerError
 from thinktwice.experiment.file import CONTROL, ExperimentFile, load_experiment
 from thinktwice.experiment.gateway_config import Endpoint, GatewayConfig, Tls
 from thinktwice.experiment.routes import cluster_of
+from thinktwice.frozen import WrittenCount
 from thinktwice.strict_yaml import first_fault, read_mapping
 
 FORMAT = 1
@@ -50,8 +51,8 @@ class GatewayFile(GatewayConfig):
     experiments: tuple[str, ...] = ()
     arms: dict[str, tuple[Address, ...]] = Field(min_length=1)
     secret_file: str | None = None
-    threads: int = Field(default=1, ge=1, le=64)
-    log_bytes: int = Field(default=256 << 20, ge=1 << 12)
+    threads: WrittenCount = Field(default=1, ge=1, le=64)
+    log_bytes: WrittenCount = Field(default=256 << 20, ge=1 << 12)
 
     @field_validator("arms")
     @classmethod

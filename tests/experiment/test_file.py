@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.experiment.files import coverages, experiment, grouped, repeatable
 from thinktwice.errors import ExperimentError
@@ -89,6 +93,55 @@ def test_what_is_refused(old: str, new: str, words: str) -> None:
     with pytest.raises(ExperimentError) as error:
         parse_experiment(GOOD.replace(old, new, 1), "x.yaml")
     assert words in str(error.value) and str(error.value).startswith("x.yaml")
+
+
+def numbers_of(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all numbers."""
+    entries: Any = (
+        content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    )
+    found = [path] if isinstance(content, int | float) and not isinstance(content, bool) else []
+    return found + [place for key, value in entries for place in numbers_of(value, (*path, key))]
+
+
+@pytest.mark.parametrize("value", [True, False, "0.1", "1", math.nan, math.inf, -math.inf, 10**400, [], {}], ids=repr)
+def test_a_number_is_a_finite_number_wherever_it_stands(value: Any) -> None:
+    """Else ``coverage: true`` would enrol everybody, and a margin of infinity would leave a record that cannot be read again."""
+    content = experiment(
+        coverage=0.1, ramp=[{"coverage": 0.2, "after_days": 1.5, "after_units": 3}], pre_period={"days": 3},
+        guardrails=[{"metric": "error_rate", "worse": "increase", "margin": 0.1}],
+        horizon={"days": 14, "looks": 14, "units": 9000},
+    ).model_dump(mode="json")  # fmt: skip
+    for version in (True, "1", 1.5, None):
+        with pytest.raises(ExperimentError, match="reads version 1"):
+            parse_experiment(json.dumps(content | {"version": version}), "x.yaml")
+    paths = [path for path in numbers_of(content) if path != ("version",)]
+    assert len(paths) > 20
+    for path in paths:
+        changed = json.loads(json.dumps(content))
+        place = changed
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        with pytest.raises(ValidationError):
+            ExperimentFile.model_validate(changed)
+    text = json.dumps(content | {"coverage": value}).replace("Infinity", ".inf").replace("NaN", ".nan")
+    with pytest.raises(ExperimentError, match="coverage") as error:
+        parse_experiment(text, "x.yaml")
+    assert "put quotes" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"slices": ["device", "device"]}, "slices: 'device' appears twice"),
+        ({"guardrails": [{"metric": m, "worse": "increase", "margin": 1} for m in ("latency_p99", "latency_p99.0")]}, "twice"),
+        ({"horizon": {"days": 14, "looks": 4, "units": 1999}}, "plan 2,000 units or more"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        experiment(**fields)
 
 
 def test_all_wrong_fields_are_named_at_once() -> None:

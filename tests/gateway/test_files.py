@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serving.gateway import binary
 from serving.gateway.access_log import access_logs, count_lines
 from serving.gateway.binary import find_envoy
-from serving.gateway.file import load_gateway
+from serving.gateway.file import GatewayFile, load_gateway
 from serving.gateway.reload import plan
 from tests.experiment.files import experiment, repeatable
 from thinktwice.errors import ExperimentError, ServerError, ThinktwiceError
@@ -56,6 +56,19 @@ def write(folder: Path, text: str) -> Path:
 def test_a_gateway_file_that_is_wrong(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ThinktwiceError, match=words):
         load_gateway(write(tmp_path, text))
+
+
+NUMBERS = [name for name, field in GatewayFile.model_fields.items() if type(field.default) in (int, float)]
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "rate_limit.requests_per_second", "rate_limit.burst"])
+@pytest.mark.parametrize("value", ["true", "false", "'100'", ".inf", ".nan", "1" + "0" * 400])
+def test_a_number_is_a_finite_number(tmp_path: Path, name: str, value: str) -> None:
+    group, _, field = name.rpartition(".")
+    given = {"requests_per_second": "5", field: value}
+    line = f"{name}: {value}" if not group else f"{group}: {{{', '.join(f'{k}: {v}' for k, v in given.items())}}}"
+    with pytest.raises(ThinktwiceError, match=name):
+        load_gateway(write(tmp_path, GOOD + line + "\n"))
 
 
 def test_a_gateway_file_that_is_missing(tmp_path: Path) -> None:

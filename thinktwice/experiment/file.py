@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from thinktwice.errors import ExperimentError
-from thinktwice.experiment.metrics import is_metric, metric_names
+from thinktwice.experiment.metrics import is_metric, metric_names, quantile_share
 from thinktwice.files import sha256_text
-from thinktwice.frozen import Frozen
+from thinktwice.frozen import Frozen, WrittenCount, WrittenNumber
 from thinktwice.strict_yaml import mapping
 
 FORMAT = 1
@@ -62,7 +62,7 @@ def _share(value: float) -> float:
 Slug = Annotated[str, AfterValidator(_slug)]
 UnitId = Annotated[str, AfterValidator(_unit)]
 MetricName = Annotated[str, AfterValidator(_metric)]
-Coverage = Annotated[float, AfterValidator(_share)]
+Coverage = Annotated[WrittenNumber, AfterValidator(_share)]
 
 
 class Arm(Frozen):
@@ -77,8 +77,8 @@ class RampStep(Frozen):
     """The next coverage, allowed after so many days and enrolled units of each arm at the step before."""
 
     coverage: Coverage
-    after_days: float = Field(default=1.0, ge=0)
-    after_units: int = Field(default=0, ge=0)
+    after_days: WrittenNumber = Field(default=1.0, ge=0)
+    after_units: WrittenCount = Field(default=0, ge=0)
 
 
 class Primary(Frozen):
@@ -93,23 +93,25 @@ class Guardrail(Frozen):
 
     metric: MetricName
     worse: Literal["increase", "decrease", "either"]
-    margin: float = Field(ge=0)
+    margin: WrittenNumber = Field(ge=0)
     relative: bool = False  # the margin is a share of the control's magnitude
 
 
 class Horizon(Frozen):
     """Length of the experiment and number of looks."""
 
-    days: float = Field(gt=0, le=366)
-    looks: int = Field(ge=1, le=100)
-    units: int | None = Field(default=None, ge=2)  # planned enrolled units at the end: α is spent by units, not days
+    days: WrittenNumber = Field(gt=0, le=366)
+    looks: WrittenCount = Field(ge=1, le=100)
+    units: WrittenCount | None = Field(
+        default=None, ge=2
+    )  # planned enrolled units at the end: α is spent by units, not days
 
 
 class Minimum(Frozen):
     """No decision before both are reached (except a roll-back for a guardrail or a check)."""
 
-    days: float = Field(default=7.0, ge=0)
-    units: int = Field(default=1000, ge=2)  # enrolled units of every arm
+    days: WrittenNumber = Field(default=7.0, ge=0)
+    units: WrittenCount = Field(default=1000, ge=2)  # enrolled units of every arm
 
 
 class Checks(Frozen):
@@ -133,18 +135,18 @@ class Checks(Frozen):
 class Limits(Frozen):
     """Limits of the checks: larger shares fail."""
 
-    exposure_loss: float = Field(default=0.01, ge=0, le=1)
-    unexplained_rows: float = Field(default=0.01, ge=0, le=1)
-    duplicate_requests: float = Field(default=0.001, ge=0, le=1)
-    unit_in_two_arms: float = Field(default=0.001, ge=0, le=1)
-    fallback_share: float = Field(default=0.01, ge=0, le=1)
-    late_outcomes: float = Field(default=0.05, ge=0, le=1)
+    exposure_loss: WrittenNumber = Field(default=0.01, ge=0, le=1)
+    unexplained_rows: WrittenNumber = Field(default=0.01, ge=0, le=1)
+    duplicate_requests: WrittenNumber = Field(default=0.001, ge=0, le=1)
+    unit_in_two_arms: WrittenNumber = Field(default=0.001, ge=0, le=1)
+    fallback_share: WrittenNumber = Field(default=0.01, ge=0, le=1)
+    late_outcomes: WrittenNumber = Field(default=0.05, ge=0, le=1)
 
 
 class PrePeriod(Frozen):
     """Days before the experiment, whose sums per unit reduce variance (CUPED)."""
 
-    days: int = Field(default=14, ge=1, le=90)
+    days: WrittenCount = Field(default=14, ge=1, le=90)
 
 
 class ExperimentFile(Frozen):
@@ -164,8 +166,8 @@ class ExperimentFile(Frozen):
     unit: str = Field(default="user_id", pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}$")
     salt: Slug
     exclusive_group: Slug | None = None
-    buckets: tuple[int, int] = (0, BUCKETS)
-    holdout: int = Field(default=0, ge=0, lt=BUCKETS)
+    buckets: tuple[WrittenCount, WrittenCount] = (0, BUCKETS)
+    holdout: WrittenCount = Field(default=0, ge=0, lt=BUCKETS)
     arms: tuple[Arm, ...] = Field(min_length=2, max_length=10)
     coverage: Coverage = 0.0
     ramp: tuple[RampStep, ...] = ()
@@ -174,8 +176,8 @@ class ExperimentFile(Frozen):
     slices: tuple[str, ...] = Field(default=(), max_length=20)
     horizon: Horizon | None = None
     method: Method | None = None
-    alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    guardrail_alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    alpha: WrittenNumber = Field(default=0.05, gt=0, lt=0.5)
+    guardrail_alpha: WrittenNumber = Field(default=0.05, gt=0, lt=0.5)
     minimum: Minimum = Minimum()
     pre_period: PrePeriod | None = None
     checks: Checks = Checks()
@@ -271,13 +273,22 @@ def _check_test(file: ExperimentFile) -> None:
         raise ValueError(f"method {file.test!r} needs a horizon; without one use 'sequence'")
     if file.horizon is not None and file.horizon.days < file.minimum.days:
         raise ValueError(f"the horizon of {file.horizon.days} days ends before minimum.days {file.minimum.days}")
-    names = [guardrail.metric for guardrail in file.guardrails]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"guardrails: {name!r} appears twice")
+    if file.horizon is not None and file.horizon.units is not None:
+        fewest = len(file.arms) * file.minimum.units
+        if file.horizon.units < fewest:
+            raise ValueError(
+                f"the horizon of {file.horizon.units:,} units ends before minimum.units {file.minimum.units:,} of each of "
+                f"{len(file.arms)} arms: plan {fewest:,} units or more, or lower minimum.units"
+            )
+    metrics = [quantile_share(guardrail.metric) or guardrail.metric for guardrail in file.guardrails]
+    for guardrail, metric in zip(file.guardrails, metrics, strict=True):
+        if metrics.count(metric) > 1:
+            raise ValueError(f"guardrails: {guardrail.metric!r} appears twice")
     if file.primary.metric.startswith("latency_"):
         raise ValueError(f"primary metric {file.primary.metric!r}: a quantile is a guardrail, not a primary metric")
     for name in file.slices:
+        if file.slices.count(name) > 1:  # its rows would be added twice
+            raise ValueError(f"slices: {name!r} appears twice")
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", name):
             raise ValueError(f"slices: {name!r} must be letters, digits and '_'")
 
@@ -289,7 +300,7 @@ def parse_experiment(text: str, where: str) -> ExperimentFile:
         ExperimentError: it is not YAML, has a duplicate key, or a field is wrong; all wrong fields are named.
     """
     content = mapping(text, where, ExperimentError)
-    if content.get("version") != FORMAT:
+    if type(content.get("version")) is not int or content["version"] != FORMAT:
         raise ExperimentError(f"{where}: version is {content.get('version')!r}; this thinktwice reads version {FORMAT}")
     try:
         return ExperimentFile.model_validate(content)
@@ -327,7 +338,7 @@ def _sentences(error: ValidationError) -> list[str]:
             "" if isinstance(value, dict | list | ExperimentFile) or value is None else f" (found {str(value)[:60]!r})"
         )
         message = issue["msg"].removeprefix("Value error, ")
-        if isinstance(value, bool):
+        if isinstance(value, bool) and issue["type"] == "string_type":
             shown = f" (found {value}; YAML does not read true and false as text: put quotes around it)"
         sentences.append(f"{location}: {message}{shown}" if location else message)
     return sentences

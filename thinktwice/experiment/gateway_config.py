@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from thinktwice.frozen import Frozen
+from thinktwice.frozen import Frozen, WrittenCount, WrittenNumber
 
 
 def _host(value: str) -> str:
@@ -34,6 +34,9 @@ OWN_HEADERS = (ARM, ENROLLED, EXPERIMENT, BUCKET, UNIT_HEADER, SALT_HEADER, HOST
 SERVED_ARM = "x-served-arm"  # of the answer: the arm that served it
 
 
+MOST = 2**32 - 1  # that the proxy can count
+
+
 class Endpoint(Frozen):
     """An address of one replica, or a name that resolves to replicas."""
 
@@ -52,8 +55,8 @@ class Endpoint(Frozen):
 class RateLimit(Frozen):
     """Most requests per second; ``burst`` more may come at once after a pause (default: those of one second)."""
 
-    requests_per_second: int = Field(ge=1, le=10_000_000)
-    burst: int | None = Field(default=None, ge=1, le=10_000_000)
+    requests_per_second: WrittenCount = Field(ge=1, le=10_000_000)
+    burst: WrittenCount | None = Field(default=None, ge=1, le=10_000_000)
 
     @model_validator(mode="after")
     def _consistent(self) -> RateLimit:
@@ -112,19 +115,19 @@ class GatewayConfig(Frozen):
     listen: Endpoint = Endpoint(host="127.0.0.1", port=8080)
     unit_header: Annotated[str, AfterValidator(_header)] = "x-experiment-unit"
     watch_folder: bool = False
-    connect_timeout: float = Field(default=0.25, gt=0, le=60)
-    timeout: float = Field(default=3.0, gt=0, le=600)
-    per_try_timeout: float = Field(default=1.0, gt=0, le=600)
-    retries: int = Field(default=2, ge=0, le=5)
-    max_in_flight: int = Field(default=1024, ge=1)
+    connect_timeout: WrittenNumber = Field(default=0.25, gt=0, le=60)
+    timeout: WrittenNumber = Field(default=3.0, gt=0, le=600)
+    per_try_timeout: WrittenNumber = Field(default=1.0, gt=0, le=600)
+    retries: WrittenCount = Field(default=2, ge=0, le=5)
+    max_in_flight: WrittenCount = Field(default=1024, ge=1, le=MOST)
     health_path: str = Field(default="/v2/health/ready", pattern=r"^/[!-~]*$")
     shadow: tuple[str, ...] = ()
-    shadow_in_flight: int = Field(default=50, ge=1)
-    max_body_bytes: int = Field(default=4 << 20, ge=1024, le=64 << 20)
-    max_connections: int = Field(default=1024, ge=1)
-    head_timeout: float = Field(default=10.0, gt=0, le=600)
-    request_timeout: float = Field(default=20.0, gt=0, le=600)
-    idle_timeout: float = Field(default=60.0, gt=0, le=3600)
+    shadow_in_flight: WrittenCount = Field(default=50, ge=1, le=MOST)
+    max_body_bytes: WrittenCount = Field(default=4 << 20, ge=1024, le=64 << 20)
+    max_connections: WrittenCount = Field(default=1024, ge=1, le=MOST)
+    head_timeout: WrittenNumber = Field(default=10.0, gt=0, le=600)
+    request_timeout: WrittenNumber = Field(default=20.0, gt=0, le=600)
+    idle_timeout: WrittenNumber = Field(default=60.0, gt=0, le=3600)
     rate_limit: RateLimit | None = None
     connection_rate_limit: RateLimit | None = None
     tls: Tls | None = None
