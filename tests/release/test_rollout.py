@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.experiment.evidence import T0, evidence
-from tests.experiment.files import experiment
+from tests.experiment.files import experiment, grouped
 from thinktwice.errors import BundleError, ExperimentError
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.record import RECORD, append_decision, read_lines, state_of
@@ -186,3 +186,33 @@ def test_a_roll_back_in_a_cluster_leaves_control_alone(tmp_path: Path) -> None:
         )
     with pytest.raises(BundleError, match=r"contains no rollout\.json"):
         KServeRollout.opened(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_salt_or_a_range_is_not_used_twice(tmp_path: Path, ended: bool) -> None:
+    """The users of a second experiment with the same salt would be split as in the first one, whose effects they carry."""
+    target = Target()
+    first = grouped("first", 0, 4000, coverage=1.0)
+    for file in (FILE, first):
+        start_experiment(tmp_path, file, target, T0)
+        if ended:
+            stop_experiment(tmp_path, file.name, target, "enough")
+    before = list(target.calls)
+    refused = {
+        "use the salt": experiment("again", salt=FILE.salt, coverage=1.0),
+        "overlap in the buckets 3000 to 4000": grouped("more", 3000, 5000, coverage=1.0),
+        "the salt 'g-1'": experiment("outside", salt="g-1", coverage=1.0),
+    }
+    for words, file in refused.items():
+        with pytest.raises(ExperimentError, match=words):
+            start_experiment(tmp_path, file, target, T0)
+        assert not (tmp_path / file.name / RECORD).exists()
+    assert target.calls == before, "no route changed"
+    new_control = grouped("beside", 4000, 8000, coverage=1.0).model_dump()
+    new_control["arms"][0]["bundle"] = "promoted"
+    if ended:  # the champion may have changed since
+        start_experiment(tmp_path, ExperimentFile.model_validate(new_control), target, T0)
+    else:
+        with pytest.raises(ExperimentError, match="need one control bundle"):
+            start_experiment(tmp_path, ExperimentFile.model_validate(new_control), target, T0)
+        start_experiment(tmp_path, grouped("beside", 4000, 8000, coverage=1.0), target, T0)

@@ -66,6 +66,19 @@ def conflicts(files: Sequence[ExperimentFile]) -> list[str]:
     return problems
 
 
+def reuses(ended: ExperimentFile, new: ExperimentFile) -> list[str]:
+    """Reasons why ``new`` may not follow an experiment that has ended: its users would be split as they were then.
+
+    In one exclusive group the salt is shared, and buckets are used once.
+    """
+    if ended.salt != new.salt:
+        return []
+    both = f"{ended.name}, which has ended, and {new.name}"
+    if ended.exclusive_group is None or ended.exclusive_group != new.exclusive_group:
+        return [f"{both} use the salt {new.salt!r}: a new experiment needs a new salt"]
+    return _overlap(ended, new, both)
+
+
 def check_together(files: Sequence[ExperimentFile]) -> None:
     """Refuse conflicting experiments.
 
@@ -88,13 +101,17 @@ def _group_conflicts(first: ExperimentFile, second: ExperimentFile, both: str) -
         )
     if (first.control.bundle, first.control.mode) != (second.control.bundle, second.control.mode):
         problems.append(f"{both} are of the group {group!r} and need one control bundle and mode")
+    return problems + _overlap(first, second, both)
+
+
+def _overlap(first: ExperimentFile, second: ExperimentFile, both: str) -> list[str]:
     low, high = max(first.buckets[0], second.buckets[0]), min(first.buckets[1], second.buckets[1])
-    if low < high:
-        problems.append(
-            f"{both} are of the group {group!r} and overlap in the buckets {low} to {high}: give each its own range, "
-            "or start a group with a new salt when its buckets are used up"
-        )
-    return problems
+    if low >= high:
+        return []
+    return [
+        f"{both} are of the group {first.exclusive_group!r} and overlap in the buckets {low} to {high}: give each its own range, "
+        "or start a group with a new salt when its buckets are used up"
+    ]
 
 
 def _first_difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:

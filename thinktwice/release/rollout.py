@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from thinktwice.errors import ExperimentError
-from thinktwice.experiment.changes import forbidden_changes
+from thinktwice.experiment.changes import conflicts, forbidden_changes, reuses
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.record import (
     RECORD,
@@ -77,7 +77,8 @@ def start_experiment(
         records: folder with a folder for each experiment.
 
     Raises:
-        ExperimentError: it was started with another file, has ended, or enrolls nobody; or the target refuses it.
+        ExperimentError: it was started with another file, has ended, or enrolls nobody; it conflicts with another experiment that runs,
+            or has the salt of one that has ended; or the target refuses it.
     """
     coverage = file.coverage or (file.ramp[0].coverage if file.ramp else 0.0)
     if not coverage:
@@ -95,9 +96,22 @@ def start_experiment(
             )
         coverage = state.file.coverage
     file = file.model_copy(update={"coverage": coverage})
+    _check_beside(records, file)
     target.start(file)
     append_start(path, file, at or _now())
     return state_of(read_lines(path))
+
+
+def _check_beside(records: Path, file: ExperimentFile) -> None:
+    """Refuse an experiment that conflicts with another one of the records, which runs or has ended."""
+    problems = []
+    for path in sorted(records.glob(f"*/{RECORD}")):
+        lines = read_lines(path)
+        if not lines or (other := state_of(lines)).file.name == file.name:
+            continue
+        problems += conflicts([other.file, file]) if other.runs else reuses(other.file, file)
+    if problems:
+        raise ExperimentError("; ".join(problems))
 
 
 def apply_pending(records: Path, name: str, target: Rollout, at: datetime | None = None) -> EffectRecord | None:
