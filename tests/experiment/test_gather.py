@@ -21,7 +21,7 @@ from thinktwice.experiment.gather import Sources, gather
 from thinktwice.experiment.join import EXPOSURES, Logs
 from thinktwice.experiment.metrics import SUMS
 from thinktwice.experiment.outcomes import OUTCOMES
-from thinktwice.experiment.query import engine
+from thinktwice.experiment.query import day_of, engine
 from thinktwice.experiment.unit_sums import LATENCY, UNITS, arm_latencies, arm_moments, check_arms, write_unit_sums
 from thinktwice.records.events import CLICK_COLUMNS
 from thinktwice.records.served import REQUEST_COLUMNS
@@ -72,7 +72,7 @@ def test_one_whole_look(tmp_path: Path) -> None:
         total = np.sum(list(mine.values()), axis=0)
         lonely = [v for (a, unit), v in expected.items() if a == arm.arm and unit is None]
         assert moments.num_units == len(mine) + sum(int(v[0]) for v in lonely)
-        np.testing.assert_allclose(moments.mean * moments.num_units, total + np.sum(lonely, axis=0), rtol=1e-12)
+        np.testing.assert_allclose(moments.mean * moments.num_units, total + np.sum(lonely, axis=0), rtol=1e-9)
     assert arms == {"control", "t1", "t2"}
     by_slice = {(s.value, s.arm): s.sums.moments().total("impressions") for s in found.slices}
     for (value, arm), shown in by_slice.items():
@@ -195,3 +195,13 @@ def test_an_interrupted_query_ends_like_any_interrupted_command(tmp_path: Path) 
         raise RuntimeError("Query interrupted")
     with pytest.raises(RuntimeError, match="another"), engine(tmp_path):
         raise RuntimeError("another reason")
+
+
+@pytest.mark.parametrize("hour", [0, 11, 12, 13, 23])
+def test_a_day_ends_at_midnight_utc(tmp_path: Path, hour: int) -> None:
+    """Before 1970 too: a day is the number of whole days, rounded down."""
+    for day in (-2, 0, 20_000):
+        at = datetime.fromtimestamp(0, timezone.utc) + timedelta(days=day, hours=hour, minutes=59, microseconds=999_999)
+        with engine(tmp_path) as db:
+            sql = f"SELECT {day_of('t')} FROM (SELECT CAST(? AS TIMESTAMPTZ) AS t)"
+            assert db.execute(sql, [at]).fetchall() == [(day,)]

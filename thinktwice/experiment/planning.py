@@ -12,7 +12,7 @@ from thinktwice.errors import ExperimentError
 from thinktwice.experiment.evidence import Number, known
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.metrics import RATIOS
-from thinktwice.experiment.query import engine
+from thinktwice.experiment.query import day_of, engine
 from thinktwice.frozen import Frozen
 from thinktwice.query import quoted, source
 from thinktwice.stats.difference import Metric, explained_share
@@ -122,7 +122,7 @@ def _moments(log: Path, unit: str, time: str, label: str, before: int, max_days:
             )
         db.execute(f"""
             CREATE TEMP TABLE d AS
-            SELECT CAST({quoted(unit)} AS VARCHAR) AS unit, CAST(epoch({quoted(time)}) // 86400 AS INTEGER) AS day,
+            SELECT CAST({quoted(unit)} AS VARCHAR) AS unit, {day_of(quoted(time))} AS day,
                 count(*) AS impressions, sum(CAST({quoted(label)} AS DOUBLE)) AS clicks
             FROM {table} WHERE {quoted(unit)} IS NOT NULL AND {quoted(time)} IS NOT NULL GROUP BY ALL
         """)

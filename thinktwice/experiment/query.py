@@ -79,6 +79,11 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, target: Pat
         connection.execute(f"COPY ({query}) TO {written(temporary)} (FORMAT parquet, COMPRESSION zstd)")
 
 
+def day_of(column: str) -> str:
+    """SQL of the day of a time: days since 1970, UTC. (``//`` of fractions does not round down, and a cast rounds to the nearest.)"""
+    return f"CAST(floor(epoch({column}) / 86400) AS INTEGER)"
+
+
 def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int | float | str | None]:
     """The only row of a query, by column."""
     cursor = connection.execute(query)

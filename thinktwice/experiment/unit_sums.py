@@ -3,13 +3,17 @@
 ``units.parquet`` has a row for each experiment, arm, unit and day with the sums of ``metrics.SUMS``, and the same for each
 value of each declared slice. Days add by unit; shards of disjoint units add as moments. ``latency.parquet`` has counts by
 arm, group of units and bin, which always add.
+
+Probabilities and latencies are rounded to binary fractions before they are added, so that a sum does not depend on the order: parts of a
+log that are added up look by look give the same bits as the whole.
 """
 
 # ruff: noqa: S608 - names are of our own lists, values are escaped by `literal`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +21,8 @@ import pyarrow as pa
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.metrics import SUMS
-from thinktwice.experiment.query import engine, parquet_table, write_parquet
-from thinktwice.query import quoted
+from thinktwice.experiment.query import day_of, engine, parquet_table, write_parquet
+from thinktwice.query import literal, quoted
 from thinktwice.records.exposure import ASSIGNED, ENROLLED, EXPERIMENT, UNIT
 from thinktwice.records.served import AT, LABEL, NUM_PATHS, PROBABILITY, REQUEST_COLUMNS
 from thinktwice.stats.moments import Moments
@@ -27,6 +31,9 @@ from thinktwice.stats.quantiles import GROUPS, Histogram, HistogramBins
 UNITS, LATENCY = "units.parquet", "latency.parquet"
 ALL = ""  # slice of all rows
 BINS = HistogramBins()  # of latencies in milliseconds
+# Steps of the rounded values. Float64 adds them exactly up to 2^53 steps: 2 million impressions of a user, 8 * 10^9 ms of a bin.
+PROBABILITY_STEP, MS_STEP = 2.0**-32, 2.0**-20
+BLOCK = 1 << 16  # units whose moments are computed at once
 
 UNIT_COLUMNS = pa.schema(
     [
@@ -81,7 +88,7 @@ def write_unit_sums(
     parts += [_rows_of(f"'{name}'", f"coalesce(CAST({quoted(name)} AS VARCHAR), '')", shown) for name in slices]
     parts.append(f"""
         SELECT experiment, arm, '' AS slice, '' AS value,
-            coalesce(unit, hash(request_id)) AS unit, {_day('"at"')} AS day, count(*) AS requests,
+            coalesce(unit, hash(request_id)) AS unit, {day_of('"at"')} AS day, count(*) AS requests,
             count(*) FILTER (code IS NULL OR code NOT BETWEEN 200 AND 299) AS errors,
             count(*) FILTER (code BETWEEN 200 AND 299 AND served <> arm) AS fallbacks,
             0 AS impressions, 0 AS clicks, 0 AS escalated, 0 AS probability, 0 AS paths
@@ -101,23 +108,64 @@ def write_unit_sums(
             db,
             f"""SELECT experiment, arm, CAST(coalesce(unit, hash(request_id)) % {GROUPS} AS INTEGER) AS "group",
                     CASE WHEN ms < {BINS.lowest} THEN 0 ELSE {bin_sql} END AS bin,
-                    CAST(count(*) AS DOUBLE) AS "count", sum(ms) AS "sum"
+                    CAST(count(*) AS DOUBLE) AS "count", sum({_rounded("ms", MS_STEP)}) AS "sum"
                 FROM {request_rows} WHERE ms >= 0 AND isfinite(ms) GROUP BY ALL""",
             out / LATENCY,
         )
 
 
+def add_sums(folders: Sequence[Path], out: Path) -> None:
+    """Add the tables of :func:`write_unit_sums` of different requests, and write them to ``out``.
+
+    Raises:
+        ExperimentError: a file is damaged.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    of_units = ", ".join(f"sum({name}) AS {name}" for name in SUMS)
+    of_bins = 'sum("count") AS "count", sum("sum") AS "sum"'
+    with engine(out) as db:
+        for name, columns, num_keys, sums in (
+            (UNITS, UNIT_COLUMNS, 6, of_units),
+            (LATENCY, LATENCY_COLUMNS, 4, of_bins),
+        ):
+            table = parquet_table([folder / name for folder in folders], columns, "sums per unit")
+            keys = ", ".join(quoted(key) for key in columns.names[:num_keys])
+            write_parquet(db, f"SELECT {keys}, {sums} FROM {table} GROUP BY {keys}", out / name)
+
+
+def write_past_sums(outcomes: Sequence[Path], target: Path, since: datetime, until: datetime) -> None:
+    """Write the sums of every unit and day from ``since`` to before ``until``, in any experiment or none: they have no arm.
+
+    Raises:
+        ExperimentError: a file is damaged or lacks a column.
+    """
+    shown = parquet_table(outcomes, _FROM_OUTCOMES, "outcomes")
+    begin, end = (f"TIMESTAMPTZ {literal(time.isoformat())}" for time in (since, until))
+    rows = (
+        f"SELECT {_SHOWN_SUMS} FROM {shown} WHERE {UNIT} IS NOT NULL AND {AT} >= {begin} AND {AT} < {end} GROUP BY ALL"
+    )
+    sums = ", ".join(f"CAST({name} AS DOUBLE) AS {name}" for name in SUMS)
+    with engine(target.parent) as db:
+        write_parquet(
+            db, f"SELECT '' AS experiment, '' AS arm, '' AS slice, '' AS value, unit, day, {sums} FROM ({rows})", target
+        )
+
+
 def _rows_of(name: str, value: str, shown: str) -> str:
     return f"""
-        SELECT {EXPERIMENT} AS experiment, {ASSIGNED} AS arm, {name} AS slice, {value} AS value, {UNIT} AS unit,
-            {_day(AT)} AS day, 0 AS requests, 0 AS errors, 0 AS fallbacks, count(*) AS impressions, sum({LABEL}) AS clicks,
-            count(*) FILTER ({NUM_PATHS} > 1) AS escalated, sum({PROBABILITY}) AS probability, sum({NUM_PATHS}) AS paths
+        SELECT {EXPERIMENT} AS experiment, {ASSIGNED} AS arm, {name} AS slice, {value} AS value, {_SHOWN_SUMS}
         FROM {shown} WHERE {ENROLLED} AND {UNIT} IS NOT NULL GROUP BY ALL
     """
 
 
-def _day(column: str) -> str:
-    return f"CAST(epoch({column}) // 86400 AS INTEGER)"
+def _rounded(column: str, step: float) -> str:
+    return f"round(CAST({column} AS DOUBLE) * {1 / step!r}) * {step!r}"
+
+
+#: Sums of shown rows by unit and day.
+_SHOWN_SUMS = f"""{UNIT} AS unit, {day_of(AT)} AS day, 0 AS requests, 0 AS errors, 0 AS fallbacks, count(*) AS impressions,
+            sum({LABEL}) AS clicks, count(*) FILTER ({NUM_PATHS} > 1) AS escalated,
+            sum({_rounded(PROBABILITY, PROBABILITY_STEP)}) AS probability, sum({NUM_PATHS}) AS paths"""
 
 
 def arm_moments(
@@ -154,26 +202,37 @@ def arm_moments(
             SELECT u.*, {filled} FROM ({inner}) u
             LEFT JOIN (SELECT unit, {pre} FROM {past} WHERE slice = '' GROUP BY unit) p USING (unit)
         """
-    # Moments in the engine: first the means, then centred products, so that large means cost no digits.
-    means = ", ".join(f"avg({n}) AS m_{n}" for n in names)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i:]]
-    products = ", ".join(f"sum(({a} - m_{a}) * ({b} - m_{b})) AS {a}__{b}" for a, b in pairs)
-    measures = ", ".join(f"any_value(m_{n})" for n in names)
-    moments: dict[tuple[str, str], Moments] = {}
     scratch = (units[0] if units else Path()).parent
     with engine(scratch, memory) as db:
-        db.execute(f"CREATE TEMP TABLE u AS {inner}", [experiment, slice_name])
-        rows = db.execute(f"""
-            SELECT u.value, u.arm, count(*), {measures}, {products} FROM u
-            JOIN (SELECT value, arm, {means} FROM u GROUP BY value, arm) m
-                ON m.value = u.value AND m.arm = u.arm GROUP BY u.value, u.arm
-        """).fetchall()
-    for value, arm, count, *numbers in rows:
-        scatter = np.empty((len(names), len(names)))
-        for (a, b), product in zip(pairs, numbers[len(names) :], strict=True):
-            i, j = names.index(a), names.index(b)
-            scatter[i, j] = scatter[j, i] = product
-        moments[value, arm] = Moments(tuple(names), count, np.array(numbers[: len(names)], np.float64), scatter)
+        sums_by_unit = f"SELECT value, arm, {', '.join(names)} FROM ({inner}) ORDER BY value, arm, unit"
+        batches = db.sql(sums_by_unit, params=[experiment, slice_name]).to_arrow_reader(BLOCK)
+        return _moments(batches, names)
+
+
+def _moments(batches: Iterable[pa.RecordBatch], names: Sequence[str]) -> dict[tuple[str, str], Moments]:
+    """Moments by (value, arm) of rows in their order, added in blocks of one size: the same rows always give the same bits."""
+    moments: dict[tuple[str, str], Moments] = {}
+    rest: dict[tuple[str, str], np.ndarray] = {}  # rows [R, K] of the current value and arm, fewer than a block
+
+    def add(key: tuple[str, str], rows: np.ndarray) -> None:
+        moments[key] = moments.get(key, Moments.empty(names)) + Moments.of(names, rows)
+
+    for batch in batches:
+        keys = list(zip(batch["value"].to_pylist(), batch["arm"].to_pylist(), strict=True))
+        values = np.stack([np.asarray(batch[name], np.float64) for name in names], axis=1)
+        starts = [0, *(i for i in range(1, len(keys)) if keys[i] != keys[i - 1])] if keys else []
+        for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
+            key = keys[start]
+            for old in [old for old in rest if old != key]:
+                add(old, rest.pop(old))
+            rows = np.concatenate([rest.pop(key, values[:0]), values[start:stop]])
+            while len(rows) >= BLOCK:
+                add(key, rows[:BLOCK])
+                rows = rows[BLOCK:]
+            if len(rows):
+                rest[key] = rows
+    for key, rows in rest.items():
+        add(key, rows)
     return moments
 
 
