@@ -85,8 +85,13 @@ def build_experiment_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes
         )
         configure(logs, "effect")
 
-        joined = join(logs=logs.outputs["logs"], window_seconds=window_seconds, code_version=code_version)
-        configure(joined, "cpu")
+        joined = join(
+            logs=logs.outputs["logs"],
+            window_seconds=window_seconds,
+            records_dir=records_dir,
+            code_version=code_version,
+        )
+        configure(joined, "effect")  # it keeps what the next look needs beside the record
 
         evidence = analyse(logs=logs.outputs["logs"], joined=joined.outputs["joined"], code_version=code_version)
         configure(evidence, "cpu")

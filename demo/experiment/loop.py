@@ -13,6 +13,7 @@ from serving.rollout.collect import collect, now, write_clicks
 from serving.rollout.servers import ArmServers
 from thinktwice.experiment.exposed import EXPOSED
 from thinktwice.experiment.file import CONTROL, ExperimentFile
+from thinktwice.experiment.looks import LOOK
 from thinktwice.experiment.outcomes import Window
 from thinktwice.experiment.record import (
     RECORD,
@@ -94,7 +95,7 @@ def run_experiment(
             state,
             place.rollout,
             tables,
-            path.parent / "look",
+            path.parent / LOOK,
             at=at,
             window=place.window,
             exposed=path.parent / EXPOSED,

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving.gateway.collect import collect, frozen_access_logs
+from serving.gateway.collect import collect
 from tests.experiment.files import experiment
 from tests.experiment.logs import COLUMNS, random_world
 from thinktwice.cli import main
 from thinktwice.errors import DataError, ExperimentError
+from thinktwice.experiment.access_logs import frozen_access_logs
 from thinktwice.experiment.assignment import layout_of
 from thinktwice.experiment.exposures import COLLECTED, collect_exposures, read_collected, sole_writer
 from thinktwice.experiment.join import EXPOSURES, REQUESTS

@@ -3,7 +3,10 @@
 Everything that the joins say about a request depends on the lines, rows and clicks of its id alone. A request is *closed* when all logs
 are complete for it and the windows of its exposures have ended: its sums per unit, its counts and its id are kept, and its rows are not read
 again. All other requests are *open* and are joined at every look. What is known at a look is the sum over closed and open requests, and
-equals a join of all logs from the beginning.
+equals a join of all logs from the beginning, to the last bit.
+
+What is kept lies in the folder of the look that wrote it, and is never changed. ``looks.json`` names that folder and is written last, so a
+look that is killed leaves the state before it. It also has the sizes of all files: one that is missing or cut off starts over.
 
 New lines or rows of a closed request (an id that was used again, a part that was written late) start over from the beginning. Clicks on closed
 requests are late, and are counted as such.
@@ -25,6 +28,7 @@ import pyarrow as pa
 from pydantic import AwareDatetime, ValidationError
 
 from thinktwice.errors import ExperimentError
+from thinktwice.experiment.added_counts import SEEN_COLUMNS, added, added_outcomes, clicks_alone, with_units
 from thinktwice.experiment.assignment import BucketLayout
 from thinktwice.experiment.exposures import sole_writer
 from thinktwice.experiment.file import ExperimentFile
@@ -33,33 +37,31 @@ from thinktwice.experiment.join import (
     EXPOSURES,
     LINE_COLUMNS,
     REQUESTS,
-    ArmCounts,
     JoinCounts,
     Logs,
     join_exposures,
     write_lines,
     wrong_buckets,
 )
-from thinktwice.experiment.metrics import SUMS
 from thinktwice.experiment.outcomes import OUTCOMES, OutcomeCounts, Window, join_outcomes
 from thinktwice.experiment.query import engine, parquet_table, write_parquet
-from thinktwice.experiment.unit_sums import LATENCY, LATENCY_COLUMNS, UNIT_COLUMNS, UNITS, write_unit_sums
+from thinktwice.experiment.unit_sums import add_sums, write_unit_sums
 from thinktwice.files import read_json, sha256_text, write_json
 from thinktwice.frozen import Frozen
+from thinktwice.parquet import num_rows
 from thinktwice.query import literal, quoted
 from thinktwice.records.events import CLICK_COLUMNS
 from thinktwice.records.exposure import SHADOW
-from thinktwice.records.served import AT, ITEM, PLACE, PREDICTION_COLUMNS, REQUEST, REQUEST_COLUMNS
+from thinktwice.records.served import AT, ITEM, PLACE, PREDICTION_COLUMNS, REQUEST
 
+LOOK = "look"  # folder beside the record
 STATE = "looks.json"
 LINES, ROWS, CLICKS, IDS = "lines.parquet", "rows.parquet", "clicks.parquet", "ids"
-OPEN, CLOSED = "open", "closed"
+OPEN, CLOSED, SEEN = "open", "closed", "units-seen.parquet"
 GRACE = timedelta(hours=1)  # for which a request waits, after it is final, for a line or a row that is missing
 CHUNK = 1 << 20
 
 SHOWN_COLUMNS = pa.schema([PREDICTION_COLUMNS.field(name) for name in (REQUEST, ITEM, PLACE, AT)])
-UNIT_KEYS = ("experiment", "arm", "slice", "value", "unit", "day")
-LATENCY_KEYS = ("experiment", "arm", "group", "bin")
 
 
 class _Kept(Frozen):
@@ -74,9 +76,10 @@ class _Kept(Frozen):
         exposures, outcomes: counts of closed requests. Counts of distinct units are computed from files.
         wrong: hashes of closed units with a wrong bucket.
         first: time of the first closed exposure.
+        files: size of every kept file, by its path within the folder.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2  # another format starts over
     key: str
     number: int
     watermark: AwareDatetime
@@ -87,6 +90,7 @@ class _Kept(Frozen):
     outcomes: OutcomeCounts | None
     wrong: tuple[str, ...]
     first: AwareDatetime | None
+    files: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ def join_look(file: ExperimentFile, sources: Sources, folder: Path, *, at: datet
             except _StartOverError:
                 pass
         empty = _Kept(
-            key=key, number=0, watermark=at, access={}, parts={}, clicks={}, exposures=None, outcomes=None, wrong=(), first=None
+            key=key, number=0, watermark=at, access={}, parts={}, clicks={}, exposures=None, outcomes=None, wrong=(), first=None,
+            files={},
         )  # fmt: skip
         shutil.rmtree(folder / IDS, ignore_errors=True)
         return _look(file, sources, folder, empty, layout, at, window, from_start=True)
@@ -144,10 +149,21 @@ def _read(folder: Path, key: str, at: datetime) -> _Kept | None:
         kept = _Kept.model_validate(read_json(folder / STATE))
     except (OSError, ValueError, ValidationError):
         return None  # all logs are read again
-    complete = bool(kept.access) and all(
-        (folder / str(kept.number) / name).exists() for name in (LINES, ROWS, CLICKS, CLOSED)
-    )
+    complete = bool(kept.access) and kept.files == _sizes(folder, kept.number)
     return kept if complete and kept.key == key and kept.watermark <= at else None
+
+
+def _sizes(folder: Path, number: int) -> dict[str, int]:
+    """Sizes of the files that the look after this one reads."""
+    here = folder / str(number)
+    ids = [path for path in (folder / IDS).glob("*.parquet") if int(path.stem) <= number]
+    kept = [
+        *(here / name for name in (LINES, ROWS, CLICKS)),
+        *(here / CLOSED / "all").glob("*"),
+        here / CLOSED / SEEN,
+        *ids,
+    ]
+    return {str(path.relative_to(folder)): path.stat().st_size for path in kept if path.is_file()}
 
 
 def _look(
@@ -209,24 +225,31 @@ def _look(
     for out, clicked in ((here / CLOSED, here / CLOSED / CLICKS), (here / OPEN, here / CLICKS)):
         outcomes.append(join_outcomes([out / EXPOSURES], [clicked], out, at, window, first=first_of_all))
         write_unit_sums([out / OUTCOMES], [out / REQUESTS], out, file.slices)
-    late = join_outcomes(ids, [here / "new" / CLICKS], here / "new", at, window, first=first_of_all)
+    late_clicks = [here / "new" / CLICKS]
+    late = join_outcomes(
+        ids if num_rows(late_clicks[0]) else [], late_clicks, here / "new", at, window, first=first_of_all
+    )
     if late.matched or late.pending:
         raise _StartOverError  # a click without the time at which it was received
 
     _keep_ids(here, folder / IDS / f"{number:06d}.parquet")
-    _merge_sums(here, carried)
-    enrolled = [here / CLOSED / "units-seen.parquet", here / OPEN / REQUESTS]
+    add_sums([here / CLOSED, *(c / CLOSED / "all" for c in carried)], here / CLOSED / "all")
+    seen = parquet_table([here / CLOSED / REQUESTS, *(c / CLOSED / SEEN for c in carried)], SEEN_COLUMNS, "requests")
+    with engine(here) as db:
+        write_parquet(db, f"SELECT DISTINCT experiment, arm, unit FROM {seen}", here / CLOSED / SEEN)
+    enrolled = [here / CLOSED / SEEN, here / OPEN / REQUESTS]
     counted = [*([kept.exposures] if kept.exposures else []), exposures[0]]
-    closed_exposures = _added(counted)
-    closed_outcomes = _added_outcomes([*([kept.outcomes] if kept.outcomes else []), outcomes[0], _clicks_alone(late)])
+    closed_exposures = added(counted)
+    closed_outcomes = added_outcomes([*([kept.outcomes] if kept.outcomes else []), outcomes[0], clicks_alone(late)])
     joined = Joined(
-        exposures=_with_units(_added([closed_exposures, exposures[1]]), enrolled, len(all_wrong), here),
-        outcomes=_added_outcomes([closed_outcomes, outcomes[1]]),
+        exposures=with_units(added([closed_exposures, exposures[1]]), enrolled, len(all_wrong), here),
+        outcomes=added_outcomes([closed_outcomes, outcomes[1]]),
     )
     state = _Kept(
         key=kept.key, number=number, watermark=at, access=access, parts={**kept.parts, **parts},
         clicks={**kept.clicks, **clicks},
         exposures=closed_exposures, outcomes=closed_outcomes, wrong=tuple(sorted(wrong)), first=first,
+        files=_sizes(folder, number),
     )  # fmt: skip
     write_json(folder / STATE, state.model_dump(mode="json"))
     if not from_start:
@@ -264,7 +287,16 @@ def _separate(every: _Split, fresh: _Split, here: Path, final: datetime, rows_si
     """
     known, new = every.tables(), fresh.tables()
     with engine(here) as db:
-        db.execute(f"CREATE TEMP TABLE old AS SELECT DISTINCT {REQUEST} AS id FROM {known['ids']}")
+        # Closed requests are many, and those that are asked for are few.
+        db.execute(f"""
+            CREATE TEMP TABLE asked AS
+            SELECT request_id AS id FROM {new["lines"]} UNION SELECT {REQUEST} FROM {new["rows"]}
+            UNION SELECT request_id FROM {known["clicks"]}
+        """)
+        db.execute(f"""
+            CREATE TEMP TABLE old AS
+            SELECT DISTINCT {REQUEST} AS id FROM {known["ids"]} WHERE {REQUEST} IN (SELECT id FROM asked WHERE id IS NOT NULL)
+        """)
         again = db.execute(
             f"""SELECT 1 FROM (SELECT request_id AS id FROM {new["lines"]} UNION ALL SELECT {REQUEST} FROM {new["rows"]})
                 WHERE id IN (FROM old) LIMIT 1"""
@@ -353,73 +385,6 @@ def _keep_ids(here: Path, target: Path) -> None:
                 WHERE id IS NOT NULL AND id NOT IN (SELECT {REQUEST} FROM {shown} WHERE {REQUEST} IS NOT NULL)""",
             target,
         )
-
-
-def _merge_sums(here: Path, carried: Sequence[Path]) -> None:
-    """Add the sums of the requests that were closed now to those of all that were closed before."""
-    (here / CLOSED / "all").mkdir()
-    sources = [here / CLOSED, *(c / CLOSED / "all" for c in carried)]
-    seen = [here / CLOSED / REQUESTS, *(c / CLOSED / "units-seen.parquet" for c in carried)]
-    sums = ", ".join(f"sum({name}) AS {name}" for name in SUMS)
-    with engine(here) as db:
-        for name, columns, keys, added in (
-            (UNITS, UNIT_COLUMNS, UNIT_KEYS, sums),
-            (LATENCY, LATENCY_COLUMNS, LATENCY_KEYS, 'sum("count") AS "count", sum("sum") AS "sum"'),
-        ):
-            table = parquet_table([source / name for source in sources], columns, "sums per unit")
-            by = ", ".join(quoted(key) for key in keys)
-            write_parquet(db, f"SELECT {by}, {added} FROM {table} GROUP BY {by}", here / CLOSED / "all" / name)
-        enrolled = parquet_table(seen, _SEEN, "requests")
-        write_parquet(
-            db, f"SELECT DISTINCT experiment, arm, unit FROM {enrolled}", here / CLOSED / "units-seen.parquet"
-        )
-
-
-_SEEN = pa.schema([REQUEST_COLUMNS.field(name) for name in ("experiment", "arm", "unit")])
-
-
-def _with_units(counts: JoinCounts, seen: Sequence[Path], wrong: int, scratch: Path) -> JoinCounts:
-    """Counts of distinct units, from the enrolled units of all requests."""
-    with engine(scratch) as db:
-        db.execute(
-            f"CREATE TEMP TABLE seen AS SELECT DISTINCT experiment, arm, unit FROM {parquet_table(seen, _SEEN, 'requests')}"
-        )
-        rows = db.execute("SELECT experiment, arm, count(DISTINCT unit) FROM seen GROUP BY ALL").fetchall()
-        ((two,),) = db.execute("""
-            SELECT count(*) FROM (SELECT experiment, unit FROM seen WHERE unit IS NOT NULL
-                GROUP BY experiment, unit HAVING count(DISTINCT arm) > 1)""").fetchall()
-    units = {(experiment, arm): number for experiment, arm, number in rows}
-    arms = tuple(arm.model_copy(update={"units": units.get((arm.experiment, arm.arm), 0)}) for arm in counts.arms)
-    return counts.model_copy(update={"units_in_two_arms": two, "wrong_bucket": wrong, "arms": arms})
-
-
-def _added(parts: Sequence[JoinCounts]) -> JoinCounts:
-    """Sums of counts of different requests; counts of distinct units are those of :func:`_with_units`."""
-    numbers = {name: sum(getattr(part, name) for part in parts) for name in JoinCounts.model_fields if name != "arms"}
-    arms: dict[tuple[str, str], list[ArmCounts]] = {}
-    for part in parts:
-        for arm in part.arms:
-            arms.setdefault((arm.experiment, arm.arm), []).append(arm)
-    fields = ("requests", "answered", "joined", "lost", "fallbacks", "units")
-    added = [
-        ArmCounts(
-            experiment=experiment,
-            arm=arm,
-            versions=tuple(sorted({version for one in found for version in one.versions})),
-            **{name: sum(getattr(one, name) for one in found) for name in fields},
-        )
-        for (experiment, arm), found in sorted(arms.items())
-    ]
-    return JoinCounts(**numbers, arms=tuple(added))
-
-
-def _added_outcomes(parts: Sequence[OutcomeCounts]) -> OutcomeCounts:
-    return OutcomeCounts(**{name: sum(getattr(part, name) for part in parts) for name in OutcomeCounts.model_fields})
-
-
-def _clicks_alone(late: OutcomeCounts) -> OutcomeCounts:
-    """The counts of clicks on closed requests, whose exposures are counted already."""
-    return late.model_copy(update={"exposures": 0, "final": 0, "open": 0})
 
 
 def _first(exposures: Sequence[Path], known: datetime | None) -> datetime | None:

@@ -1,4 +1,4 @@
-"""Pipeline step: a snapshot of the logs of a running experiment."""
+"""Pipeline step: what a look at a running experiment is about."""
 
 from kfp.dsl import Artifact, Output
 
@@ -16,7 +16,7 @@ def collect(
     code_version: str,
     logs: Output[Artifact],
 ) -> None:
-    """Copy the logs up to now, with the state of the experiment; what follows reads only this copy.
+    """Fix the state of the experiment and the time up to which its logs are complete; what follows goes by these.
 
     Args:
         name: of the experiment.

@@ -9,19 +9,21 @@ from components.step import step
 def join(
     logs: Input[Artifact],
     window_seconds: float,
+    records_dir: str,
     code_version: str,
     joined: Output[Artifact],
     metrics: Output[Metrics],
 ) -> None:
-    """Join access log, prediction log and clicks; sums by user and arm. Everything is counted, nothing is dropped silently.
+    """Join what is new in access log, prediction log and clicks; sums by user and arm. Everything is counted, nothing is dropped silently.
 
     Args:
         window_seconds: seconds after an exposure within which a click counts.
+        records_dir: folder of the records of all experiments; what the next look needs is kept there.
     """
     from thinktwice.experiment.outcomes import Window
     from thinktwice.experiment.snapshot import join_snapshot
 
-    counts = join_snapshot(logs.path, joined.path, Window(seconds=window_seconds))
+    counts = join_snapshot(logs.path, joined.path, records_dir, Window(seconds=window_seconds))
     for name in ("requests", "joined", "lost", "unexplained", "units_in_two_arms"):
         metrics.log_metric(name, float(getattr(counts.exposures, name)))
     for name in ("final", "open", "matched", "late", "unmatched"):
