@@ -12,18 +12,21 @@ import pyarrow as pa
 from serving.feedback.event_log import START, Position, read, segment_file
 from serving.feedback.records import Record
 from serving.gateway.admin import running_admin
-from serving.gateway.collect import frozen_access_logs, prediction_parts
+from serving.gateway.collect import prediction_parts
 from serving.rollout.servers import GATEWAY, SERVED
 from thinktwice.errors import DataError, ExperimentError, ServerError
+from thinktwice.experiment.access_logs import frozen_access_logs
+from thinktwice.experiment.before import sums_before
 from thinktwice.experiment.evidence import Evidence
 from thinktwice.experiment.exposed import remember_exposed
-from thinktwice.experiment.file import CONTROL
+from thinktwice.experiment.file import CONTROL, ExperimentFile
 from thinktwice.experiment.gather import Sources, evidence_of
 from thinktwice.experiment.join import Logs, raw_unit_column
 from thinktwice.experiment.looks import join_look
 from thinktwice.experiment.outcomes import Window
 from thinktwice.experiment.query import shared_engine
 from thinktwice.experiment.record import ExperimentState
+from thinktwice.experiment.routes import checked_cluster, cluster_of
 from thinktwice.files import atomic_file
 from thinktwice.parquet import write_table
 from thinktwice.records.events import CLICK_COLUMNS
@@ -53,6 +56,7 @@ def collect(
         out: folder of the looks at this experiment: a look reads what is new since the last one and what is not final yet.
         at: time up to which all logs are complete.
         exposed: table of all users that were ever exposed, which is added to.
+        warm_replicas: servers that answer, by arm; None: those that the gateway finds healthy.
 
     Raises:
         ExperimentError: the experiment does not run, or a log is missing or damaged. DataError: the event log is damaged.
@@ -64,22 +68,36 @@ def collect(
     begun = state.started - timedelta(seconds=BEFORE_START)
     parts = [part for log in sorted((folder / SERVED).iterdir()) for part in prediction_parts(log)]
     predictions = [part for part in parts if part.stat().st_mtime >= begun.timestamp()]
-    failures = None
+    failures, warm = None, warm_replicas
     with suppress(ServerError, OSError):
-        failures = running_admin(folder / GATEWAY).stats().get("filesystem.write_failed", 0)
+        stats = running_admin(folder / GATEWAY).stats()
+        failures = stats.get("filesystem.write_failed", 0)
+        warm = replicas_of(state.file, stats) if warm is None else warm
     since = min(state.coverage_since, at)
     out.mkdir(parents=True, exist_ok=True)
     started = min(state.started, since)
     with frozen_access_logs(folder / GATEWAY, out / ".access.part") as access, shared_engine(out):
         logs = Logs(access, predictions, raw_unit_column(predictions, state.file.unit, _user_key(folder)))
         look = join_look(state.file, Sources(logs, clicks, rows_since=begun), out, at=at, window=window)
+        days = state.file.pre_period.days if state.file.pre_period else 0
+        earliest = (begun - timedelta(days=days)).timestamp()
+        past = Logs(access, [part for part in parts if part.stat().st_mtime >= earliest])
+        before = sums_before(state.file, past, clicks, out / "before", started=state.started, at=at, window=window)
         evidence = evidence_of(
-            state.file, look.joined, look.folders, started=started, coverage_since=since, at=at, warm_replicas=warm_replicas,
-            log_write_failures=failures,
+            state.file, look.joined, look.folders, started=started, coverage_since=since, at=at, before=before,
+            warm_replicas=warm, log_write_failures=failures,
         )  # fmt: skip
         for requests in look.requests:
             remember_exposed(requests, exposed, state.file.name)
     return evidence
+
+
+def replicas_of(file: ExperimentFile, stats: Mapping[str, int]) -> dict[str, int] | None:
+    """Healthy servers of every arm, from the counters of the gateway; None if it does not check them all."""
+    clusters = {arm.name: checked_cluster(cluster_of(file.name, arm.name)) for arm in file.arms}
+    healthy = {arm: stats.get(f"cluster.{name}.membership_healthy") for arm, name in clusters.items()}
+    known = {arm: number for arm, number in healthy.items() if number is not None}
+    return known if len(known) == len(healthy) else None
 
 
 def _user_key(folder: Path) -> str:

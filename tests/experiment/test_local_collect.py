@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -11,16 +12,18 @@ import pytest
 
 from serving.feedback.event_log import EventLog, segment_file
 from serving.feedback.records import Record
-from serving.rollout.collect import BEFORE_START, collect, write_clicks
+from serving.rollout.collect import BEFORE_START, collect, replicas_of, write_clicks
 from serving.rollout.servers import GATEWAY, SERVED
 from tests.experiment.files import experiment
 from tests.experiment.logs import T0, random_world
 from thinktwice.errors import DataError
 from thinktwice.experiment.assignment import layout_of
 from thinktwice.experiment.evidence import Evidence
+from thinktwice.experiment.gateway_config import Endpoint, GatewayConfig
 from thinktwice.experiment.join import Logs, join_exposures
 from thinktwice.experiment.outcomes import Window
 from thinktwice.experiment.record import ExperimentState
+from thinktwice.experiment.routes import cluster_of, render
 
 FILE = experiment("exp1", arms=3, coverage=0.8)
 START = datetime.fromtimestamp(T0, timezone.utc)
@@ -79,3 +82,13 @@ def test_clicks_of_an_event_log_are_written_once(tmp_path: Path) -> None:
     segment_file(tmp_path / "events", 0).write_bytes(b"")
     with pytest.raises(DataError, match="shorter than it was at the last look"):
         write_clicks(tmp_path / "events", folder)
+
+
+def test_servers_are_counted_that_the_gateway_finds_healthy() -> None:
+    endpoints = {cluster_of(FILE.name, arm.name): [Endpoint(host="127.0.0.1", port=1)] for arm in FILE.arms}
+    text = dict(render([FILE.model_copy(update={"coverage": 0.5})], endpoints, GatewayConfig(), 1).files())["cds.json"]
+    checked = [c["name"] for c in json.loads(text)["resources"] if "health_checks" in c]
+    stats = {f"cluster.{name}.membership_healthy": number for number, name in enumerate(sorted(checked))}
+    assert replicas_of(FILE, stats) == {"control": 0, "t1": 1, "t2": 2}
+    for name in stats:
+        assert replicas_of(FILE, {k: v for k, v in stats.items() if k != name}) is None

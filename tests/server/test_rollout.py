@@ -90,8 +90,9 @@ def test_the_whole_loop(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         at = now()
         time.sleep(3.0)  # the last lines and rows are written
         found = collect(
-            look, folder, [tmp_path / "clicks.parquet"], tmp_path / "look", at=at, window=Window(seconds=0.001), exposed=tmp_path / "exposed.parquet", warm_replicas={"control": 1, "treatment": 1}
+            look, folder, [tmp_path / "clicks.parquet"], tmp_path / "look", at=at, window=Window(seconds=0.001), exposed=tmp_path / "exposed.parquet"
         )  # fmt: skip
+        assert [arm.warm_replicas for arm in found.arms] == [1, 1], "the gateway checks them"
         assert found.exposures is not None and found.exposures.lost == found.exposures.wrong_arm == 0
         assert found.exposures.wrong_bucket == found.exposures.unexplained == 0
         assert sum(arm.units for arm in found.arms) == len({assigned for assigned in clicks_units(40, file)})

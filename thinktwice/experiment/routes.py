@@ -68,6 +68,11 @@ def cluster_of(experiment: str, arm: str) -> str:
     return CONTROL if arm == CONTROL else f"{experiment}_{arm}"
 
 
+def checked_cluster(cluster: str) -> str:
+    """The cluster with the replicas of an arm whose health the gateway checks."""
+    return READY if cluster == CONTROL else f"{cluster}_own"
+
+
 def render(
     experiments: Sequence[ExperimentFile],
     endpoints: Mapping[str, Sequence[Endpoint]],
@@ -295,7 +300,10 @@ def _clusters(endpoints: Mapping[str, Sequence[Endpoint]], shadows: list[str], c
     }
     clusters = [control, ready]
     for name in sorted(set(endpoints) - {CONTROL}):
-        settings = {**_replicas(f"{name}_own", endpoints[name], config, config.max_in_flight), **_watched(config)}
+        settings = {
+            **_replicas(checked_cluster(name), endpoints[name], config, config.max_in_flight),
+            **_watched(config),
+        }
         aggregate = {
             "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             "name": name,
@@ -306,7 +314,7 @@ def _clusters(endpoints: Mapping[str, Sequence[Endpoint]], shadows: list[str], c
                 "name": "envoy.clusters.aggregate",
                 "typed_config": {
                     "@type": "type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig",
-                    "clusters": [f"{name}_own", CONTROL],
+                    "clusters": [checked_cluster(name), CONTROL],
                 },
             },
         }
