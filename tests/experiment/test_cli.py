@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -101,3 +103,30 @@ def test_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     (folder / "errors.yaml").write_text(errors)
     assert "cannot be planned" in said(capsys, "plan", "errors.yaml", "--log", "log.parquet", ends=1)
+
+
+@pytest.mark.parametrize("odd", [5, -1, 0.5, None, math.nan, math.inf], ids=str)
+def test_a_label_that_is_not_0_or_1_is_not_planned_from(
+    folder: Path, capsys: pytest.CaptureFixture[str], odd: float | None
+) -> None:
+    """A rating of 5 would be five clicks."""
+    said(capsys, "new", "one")
+    a_log(folder / "log.parquet", days=3, users=30)
+    log = pl.read_parquet(folder / "log.parquet").with_columns(pl.col("label").cast(pl.Float64))
+    worse = log.with_columns(label=pl.when(pl.int_range(pl.len()) == 7).then(pl.lit(odd)).otherwise(pl.col("label")))
+    worse.write_parquet(folder / "odd.parquet")
+    assert "not 0 or 1" in said(capsys, "plan", "one.yaml", "--log", "odd.parquet", ends=1)
+
+
+@pytest.mark.parametrize("kind", [pl.Boolean, pl.Int8, pl.UInt64, pl.Float32, pl.String, pl.Datetime, pl.List(pl.Int8)])
+def test_a_label_of_any_type_is_planned_from_or_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], kind: Any
+) -> None:
+    said(capsys, "new", "one")
+    a_log(folder / "log.parquet", days=3, users=30)
+    log = pl.read_parquet(folder / "log.parquet")
+    values = pl.concat_list("label") if isinstance(kind, pl.List) else pl.col("label")
+    log.with_columns(values.cast(kind).alias("label")).write_parquet(folder / "kind.parquet")
+    good = kind in (pl.Boolean, pl.Int8, pl.UInt64, pl.Float32)
+    shown = said(capsys, "plan", "one.yaml", "--log", "kind.parquet", ends=0 if good else 1)
+    assert "not 0 or 1" in shown or good

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -116,9 +117,17 @@ def _moments(log: Path, unit: str, time: str, label: str, before: int, max_days:
             raise ExperimentError(
                 f"column {time!r} of {log} is {types[time]}, not a time: plan from the clean log of a validation"
             )
-        if types[label] in ("VARCHAR", "BLOB"):
+        if not re.fullmatch(r"BOOLEAN|U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL\(.*\)", types[label]):
             raise ExperimentError(
                 f"column {label!r} of {log} is {types[label]}, not 0 or 1: plan from the clean log of a validation"
+            )
+        number = f"CAST({quoted(label)} AS DOUBLE)"
+        odd = db.execute(
+            f"SELECT CAST({quoted(label)} AS VARCHAR) FROM {table} WHERE {number} NOT IN (0, 1) OR {number} IS NULL LIMIT 1"
+        ).fetchall()
+        if odd:
+            raise ExperimentError(
+                f"column {label!r} of {log} contains {odd[0][0]}, not 0 or 1: plan from the clean log of a validation"
             )
         db.execute(f"""
             CREATE TEMP TABLE d AS
