@@ -88,12 +88,16 @@ def read(
     return _read(folder, position, until, size, _parsed)
 
 
-def read_bodies(folder: Path) -> Iterator[list[bytes]]:
-    """The JSON of every record, checked and not parsed, in batches."""
-    position = START
+def read_file(folder: Path, number: int) -> Iterator[list[bytes]]:
+    """The JSON of every record in one file of a log, checked and not parsed, in batches.
+
+    Raises:
+        DataError: this file or the next one is missing, or a line is damaged.
+    """
+    position = Position(number)
     while True:
         bodies, position = _read(folder, position, None, READ_BYTES, _body)
-        if not bodies:
+        if not bodies or position.segment != number:
             return
         yield bodies
 

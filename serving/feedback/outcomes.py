@@ -19,7 +19,6 @@ from thinktwice.frozen import Frozen
 from thinktwice.schema import SCHEMA_FILE, LogSchema
 
 JOINED = "outcomes.json"
-CLICKS = "clicks.parquet"
 
 
 class Joined(Frozen):
@@ -81,13 +80,10 @@ def _join(
             "log raw ids, or join without a schema"
         )
     with sole_writer(out), atomic_dir(out) as folder:
-        watermark = write_clicks(events, folder / CLICKS)
+        clicks, watermark = write_clicks(events, out.with_name(f".{out.name}.clicks"))
         if watermark is None:
             raise DataError(f"the event log {events} is empty: start `thinktwice feedback run` and send it the clicks")
-        counts = join_outcomes(
-            [exposures / EXPOSURES], [folder / CLICKS], folder, watermark, window, memory, collected.watermark
-        )
-        (folder / CLICKS).unlink()
+        counts = join_outcomes([exposures / EXPOSURES], clicks, folder, watermark, window, memory, collected.watermark)
         log = None
         if schema is not None:
             (folder / SCHEMA_FILE).write_text(schema_of_outcomes(schema).to_yaml(), encoding="utf-8")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import random
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.config import ServingConfig
+from serving.feedback import clicks
 from serving.feedback.clicks import write_clicks
-from serving.feedback.event_log import EventLog, line_of, read_all, segment_file
+from serving.feedback.event_log import EventLog, line_of, read_all, read_file, segment_file, segments
 from serving.feedback.outcomes import JOINED, join
 from serving.feedback.records import Record
 from serving.gateway.collect import collect
@@ -170,12 +173,57 @@ def test_every_click_is_counted_and_labels_do_not_change(shown: datetime, tmp_pa
 
 
 def test_the_file_of_clicks_is_the_log(shown: datetime, tmp_path: Path) -> None:
-    until = write_clicks(tmp_path / "events", tmp_path / "clicks.parquet")
+    (table,), until = write_clicks(tmp_path / "events", tmp_path / "clicks")
     records = [r for batch in read_all(tmp_path / "events") for r in batch]
-    found = pl.read_parquet(tmp_path / "clicks.parquet")
+    found = pl.read_parquet(table)
     clicks = [(r.request_id, r.item_id, r.time, r.at) for r in records if r.kind == "click"]
     assert found.with_columns(pl.col("at", "received_at").dt.epoch("us")).rows() == clicks
     assert until is not None and micros(until) == records[-1].at
+
+
+@settings(derandomize=True, max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=6), st.integers(0, 10**6), st.integers(150, 900))
+def test_a_complete_file_of_events_is_read_once(
+    tmp_path_factory: pytest.TempPathFactory, looks: list[int], seed: int, size: int
+) -> None:
+    """Whenever it is looked at, and whatever a killed run left: the tables are the clicks of the log, in order."""
+    folder, rng = tmp_path_factory.mktemp("events"), random.Random(seed)
+    events, tables = folder / "events", folder / "tables"
+    log, written, read, last_numbers = EventLog(events, size), [], [], set()
+
+    def counted(place: Path, number: int) -> Iterator[list[bytes]]:
+        read.append(number)
+        return read_file(place, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clicks, "read_file", counted)
+        for events_now in looks:
+            for _ in range(events_now):
+                at = len(written) + 1
+                kind = rng.choice(["click", "impression", "tick"])
+                values = {} if kind == "impression" else None
+                written.append(
+                    Record("tick", at) if kind == "tick" else Record(kind, at, f"r{at}", "i", None, at, values)
+                )
+                log.append([written[-1]])
+            read.clear()
+            found, until = write_clicks(events, tables)
+            numbers = segments(events)
+            assert set(read) == set(numbers) - last_numbers, "what was complete at the last look is not read again"
+            last_numbers = set(numbers[:-1])
+            rows = [row for table in found for row in pl.read_parquet(table)["request_id"].to_list()]
+            assert rows == [r.request_id for r in written if r.kind == "click"]
+            assert (until is None) is not bool(written) and (until is None or micros(until) == len(written))
+            assert set(tables.iterdir()) == set(found)
+            for left in (".clicks-open.parquet.x.part", "clicks-v0-0000000000-1-1-1.parquet"):
+                (tables / left).write_bytes(b"half")
+        if last_numbers:  # a file that was restored from a copy is read again
+            number = rng.choice(sorted(last_numbers))
+            os.utime(segment_file(events, number), ns=(1, 1))
+            read.clear()
+            write_clicks(events, tables)
+            assert number in read
+    log.close()
 
 
 @settings(derandomize=True, max_examples=60, deadline=None)
@@ -197,8 +245,8 @@ def test_a_damaged_line_of_any_kind_is_refused(tmp_path_factory: pytest.TempPath
     data[place] = byte
     path.write_bytes(data)
     with pytest.raises(DataError, match="damaged at byte"):
-        write_clicks(folder, folder / "clicks.parquet")
-    assert not (folder / "clicks.parquet").exists()
+        write_clicks(folder, folder / "clicks")
+    assert list((folder / "clicks").iterdir()) == []
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {

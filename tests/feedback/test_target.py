@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from serving.feedback.clicks import write_clicks
 from serving.feedback.config import FeedbackConfig
 from serving.feedback.event_log import read_all
 from serving.feedback.http import problems
 from serving.feedback.offline import import_files, log_status, replay_log
-from serving.feedback.outcomes import write_clicks
 from serving.feedback.rules import EventRules
 from serving.feedback.service import Feedback
 from serving.feedback.target import ChampionFollower, Target, difference, open_target
@@ -201,10 +201,8 @@ def test_a_model_without_counters_has_outcomes(tmp_path: Path) -> None:
         process.communicate(timeout=60)
     counts = log_status(log).counts
     assert (counts["impressions"], counts["clicks"], counts["clicks_twice"]) == (3, 1, 1)
-    watermark = write_clicks(log, tmp_path / "clicks.parquet")
-    assert (
-        watermark is not None and read_frame(tmp_path / "clicks.parquet").height == 3
-    )  # what outcomes are joined from
+    tables, watermark = write_clicks(log, tmp_path / "clicks")
+    assert watermark is not None and sum(read_frame(t).height for t in tables) == 3  # what outcomes are joined from
 
 
 def test_recorded_events_can_be_imported_replayed_and_counted_later(tmp_path: Path) -> None:
