@@ -13,7 +13,7 @@ from thinktwice.query import engine, listed, literal, one_row, quoted, written
 from thinktwice.records.exposure import ASSIGNED, ENROLLED, EXPERIMENT
 from thinktwice.records.served import ARM, AT, BUNDLE, ITEM, LABEL, REQUEST, USER, VERSION
 from thinktwice.schema import LogSchema
-from thinktwice.schema.fields import LabelColumn, SideTables, TimeColumn
+from thinktwice.schema.fields import LabelColumn, LogField, Sequence, SideTables, TimeColumn, Vector
 
 LOG = "log.parquet"
 KEPT = (REQUEST, ARM, ASSIGNED, EXPERIMENT, ENROLLED, VERSION, BUNDLE)  # beside the columns of the schema
@@ -47,15 +47,29 @@ def schema_of_outcomes(schema: LogSchema) -> LogSchema:
     )
     label = LabelColumn(column=schema.label.column)
     # Outcomes have the attributes as they were served, so no side table is needed.
-    served = {
-        name: tuple(
-            part.model_copy(update={"column": None}) if part.entity in schema.side_tables else part
-            for part in getattr(schema, name)
-        )
-        for name in ("fields", "vectors")
+    served: dict[str, tuple[LogField, ...] | tuple[Vector, ...] | tuple[Sequence, ...]] = {
+        "fields": tuple(_served_field(f) if f.entity in schema.side_tables else f for f in schema.fields),
+        "vectors": tuple(
+            v.model_copy(update={"column": None}) if v.entity in schema.side_tables else v for v in schema.vectors
+        ),
+        "sequences": tuple(_served_sequence(s, schema) for s in schema.sequences),
     }
     changes = {"time": time, "label": label, "entities": plain, "propensity": None, "truth": None, "weight": None}
     return schema.model_copy(update=changes | served | {"tables": SideTables()})
+
+
+def _served_field(field: LogField) -> LogField:
+    """A field of a side table as it was served, under its own name."""
+    weights = None if field.weights is None else field.weights.model_copy(update={"column": None})
+    return field.model_copy(update={"column": None, "weights": weights})
+
+
+def _served_sequence(sequence: Sequence, schema: LogSchema) -> Sequence:
+    """A precomputed sequence as it was served: newest first, and under its own name if a side table has it."""
+    if sequence.column is None:
+        return sequence
+    column = sequence.name if "user" in schema.side_tables else sequence.column
+    return sequence.model_copy(update={"column": column, "order": None})
 
 
 def write_outcome_log(
@@ -112,6 +126,8 @@ def _columns(schema: LogSchema) -> dict[str, str]:
         if key is not None:
             columns[key.source_column] = name
     named = [(f.source_column, f.name) for f in outcome_schema.fields if f.derived is None]
+    named += [(f.weights.source_column, f.weights.name) for f in outcome_schema.fields if f.weights is not None]
+    named += [(s.column, s.name) for s in outcome_schema.sequences if s.column is not None]
     for source, name in (*named, *((v.source_column, v.name) for v in outcome_schema.vectors)):
         columns.setdefault(source, name)
     return columns
