@@ -22,6 +22,7 @@ from thinktwice.models.logit_network import Network
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.config import Correction, SecondLook
 from thinktwice.testtime.engine import Engine, raw_rows
+from thinktwice.testtime.evidence import retrieval
 from thinktwice.testtime.evidence.correction import CorrectionNetwork, Standard, counter_inputs
 from thinktwice.testtime.evidence.retrieval import MAX_OUTCOMES, Neighbours, Retrieval
 from thinktwice.testtime.extras import Extras
@@ -226,6 +227,31 @@ HOSTILE = {
     "another type": np.zeros((ROWS, COUNTERS)),
     "infinite": np.full((ROWS, COUNTERS), -np.inf, np.float32),
 }
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data(), rows=st.integers(0, 40), outcomes=st.integers(0, 500), seed=st.integers(0, 2**31))
+def test_rows_with_outcomes_of_their_own_have_the_bits_of_rows_of_a_user(
+    data: st.DataObject, rows: int, outcomes: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    number, width = data.draw(st.sampled_from((1, 2, 30))), data.draw(st.integers(1, 9))
+    weights = rng.standard_normal((number, width)).astype(np.float16)
+    near = Neighbours(
+        rng.integers(0, number, (number, width)).astype(np.int32), weights, rng.random(number).astype(np.float32)
+    )
+    ends = np.sort(rng.integers(0, outcomes + 1, (2, rows)), axis=0).astype(np.int32)
+    if data.draw(st.booleans()):
+        ends[:, : rows // 2] = ends[:, :1]  # of one user
+    seen = History(rng.integers(0, number, outcomes).astype(np.int32), rng.random(outcomes) < 0.5, *ends)
+    items, found = rng.integers(0, number, rows), []
+    for few, at_once in ((0, 1), (2, 2), (2, 7), (2, 256)):  # user by user, then together
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(retrieval, "FEW", few)
+            patch.setattr(retrieval, "SLOTS_AT_ONCE", max(at_once, few) * number)
+            patch.setattr(retrieval, "ROWS_AT_ONCE", max(at_once, few))
+            found.append([part.tobytes() for part in near.features(items, seen)])
+    assert all(one == found[0] for one in found)
 
 
 @pytest.mark.parametrize("what", HOSTILE)

@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,9 @@ NEIGHBOURS_FILE = "neighbours.safetensors"
 LATEST = 20  # outcomes that are also summed separately
 MAX_OUTCOMES = 200  # per user, the latest
 NUM_FEATURES = 8
+FEW = 4  # rows of a user; with fewer on average, rows are computed together instead of user by user
+ROWS_AT_ONCE, SLOTS_AT_ONCE = 256, 1 << 22  # of such rows, and of slots of items for all of them
+LOG_OF_NUMBER = np.array([math.log1p(number) for number in range(MAX_OUTCOMES + 1)], np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +59,13 @@ class Neighbours:
                 return np.zeros((len(items), NUM_FEATURES), np.float32), np.zeros(len(items), bool)
             return self._of_user(items, seen, clicked), np.ones(len(items), bool)
         out, has_outcome = np.zeros((len(items), NUM_FEATURES), np.float32), np.zeros(len(items), bool)
-        for rows, start, end in _users(history):
+        users, at_once = _users(history), min(ROWS_AT_ONCE, SLOTS_AT_ONCE // max(len(self.rates), 1))
+        if at_once >= FEW and len(items) < FEW * len(users):  # most rows have outcomes of their own
+            for first in range(0, len(items), at_once):
+                rows = slice(first, first + at_once)
+                out[rows], has_outcome[rows] = self._of_rows(items[rows], history.take(rows))
+            return out, has_outcome
+        for rows, start, end in users:
             seen, clicked = _latest(history, start, end)
             if len(seen):
                 out[rows] = self._of_user(items[rows], seen, clicked)
@@ -89,6 +99,39 @@ class Neighbours:
         out[:, 2], out[:, 3], out[:, 4] = sums[:, 2], sums[:, 1], np.log1p(starts[1:] - starts[:-1])
         out[:, 5], out[:, 6], out[:, 7] = own[:, 0], np.log1p(own[:, 2]), math.log1p(len(seen))
         return out
+
+    def _of_rows(self, items: npt.NDArray[np.int64], history: History) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Like :meth:`features`, to the bit, of rows that have outcomes of their own."""
+        number, width, size = len(items), self.ids.shape[1], MAX_OUTCOMES + 1
+        each = np.arange(number)
+        seen, clicked, row, place_in_row, counts = _latest_of_rows(history)
+        slots = np.zeros((number, len(self.rates)), np.uint8)
+        slots[row, seen] = place_in_row + 1  # the last outcome of an item gives it its slot
+        near = slots.reshape(-1).take(self.ids.take(items, axis=0) + (each * len(self.rates))[:, None])
+        bins, residual = row * size + slots[row, seen], clicked - self.rates.take(seen)
+        latest = place_in_row >= counts[row] - LATEST
+        of_slot: npt.NDArray[np.float32] = np.empty((number, 2, size, 3), np.float32)
+        for column, values in enumerate(
+            (
+                np.bincount(bins, residual, number * size),
+                np.bincount(bins[latest], residual[latest], number * size),
+                np.bincount(bins, minlength=number * size),
+            )
+        ):
+            of_slot[..., column] = values.reshape(number, 1, size)
+        of_slot[:, 1, :, :2] *= -1
+        place = np.flatnonzero(near.astype(bool))
+        starts = place.searchsorted(np.arange(0, (number + 1) * width, width))
+        weight = self.weights.take(items, axis=0).reshape(-1).take(place).astype(np.float32)
+        index = near.reshape(-1).take(place) + (weight < 0) * size + place // width * (2 * size)
+        sums = _sums(of_slot.reshape(-1, 3), index.astype(np.int32), starts[:-1], np.abs(weight))
+        own = of_slot[each, 0, slots[each, items]]
+        out = np.empty((number, NUM_FEATURES), np.float32)
+        out[:, 0], out[:, 1] = sums[:, 0], sums[:, 0] / (sums[:, 2] + np.float32(0.5))
+        out[:, 2], out[:, 3], out[:, 4] = sums[:, 2], sums[:, 1], np.log1p(starts[1:] - starts[:-1])
+        out[:, 5], out[:, 6], out[:, 7] = own[:, 0], np.log1p(own[:, 2]), LOG_OF_NUMBER.take(counts)
+        out[counts == 0] = 0
+        return out, counts > 0
 
     @property
     def _slots(self) -> npt.NDArray[np.uint8]:
@@ -201,6 +244,26 @@ def _latest(history: History, start: int, end: int) -> tuple[npt.NDArray[np.int3
     if np.count_nonzero(items) == len(items):
         return items, clicked
     return items[items > 0], clicked[items > 0]
+
+
+def _latest_of_rows(history: History) -> tuple[npt.NDArray[Any], ...]:
+    """What :func:`_latest` gives for every row, one row after the other: items and labels [K], the row of each and its place among
+    those of the row [K], and their number by row [n]."""
+    end = history.end.astype(np.int64)
+    length = np.minimum(end - history.start, MAX_OUTCOMES)
+    row = np.repeat(np.arange(len(end)), length)
+    at = np.arange(len(row)) + np.repeat(end - np.cumsum(length), length)
+    items = history.items.take(at)
+    known = items > 0
+    items, at, row = items[known], at[known], row[known]
+    counts = np.bincount(row, minlength=len(end))
+    return (
+        items,
+        history.clicked.take(at),
+        row,
+        np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts),
+        counts,
+    )
 
 
 def _users(history: History) -> list[tuple[npt.NDArray[np.int64], int, int]]:
