@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.scores import Raw
+
+KEPT = 4  # raw scores kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,9 @@ class TrialModel:
     extras: Extras
     evidence: EvidenceFit | None = None
     counter_model: TrialModel | None = None
+    _kept: dict[tuple[TestTimeConfig, int], tuple[EncodedRows, Raw]] = field(
+        init=False, repr=False, default_factory=dict
+    )  # by settings and identity of the rows, which are kept alive with their scores
 
     def of(self, config: TestTimeConfig) -> TrialModel:
         """The model that a configuration belongs to."""
@@ -42,17 +47,30 @@ class TrialModel:
         return Engine(model.model, model.reliability, config, model.calibration, model.extras)
 
     def raw(self, config: TestTimeConfig, rows: EncodedRows) -> Raw:
-        """Uncalibrated scores, without a cap on extra rows."""
-        return raw_rows(self.engine(config), rows)
+        """Uncalibrated scores, without a cap on extra rows. The latest ones are kept, because a fit scores the same rows with the same
+        settings and other calibrations."""
+        key = _without_finish(config), id(rows)
+        if key not in self._kept:
+            while len(self._kept) >= KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = rows, raw_rows(self.engine(config), rows)
+        return self._kept[key][1]
 
     def logits(self, config: TestTimeConfig, rows: EncodedRows) -> tuple[np.ndarray, float]:
         """Calibrated log-odds [R] and forward passes per row."""
-        engine = self.engine(config)
-        raw = raw_rows(engine, rows)
-        return engine.finish(raw).logit, float(raw.num_paths.mean())
+        raw = self.raw(config, rows)
+        return self.engine(config).finish(raw).logit, float(raw.num_paths.mean())
 
     def shuffled(self, seed: int = 0) -> TrialModel:
         """A control: the same model with counts permuted among values. A gain from real support disappears under it."""
         combinations = self.extras.combinations
         extras = replace(self.extras, combinations=None if combinations is None else combinations.shuffled(seed))
         return replace(self, reliability=self.reliability.shuffled(seed), extras=extras)
+
+
+def _without_finish(config: TestTimeConfig) -> TestTimeConfig:
+    """``config`` without what only :meth:`Engine.finish` reads. A trigger reads calibrated scores, so with a second look that is
+    the calibration of looked-at rows alone."""
+    if config.second_look is not None:
+        return config.looking(calibration=None)
+    return config.model_copy(update={"calibration": None, "support_calibration": None, "temperature": 1.0})

@@ -62,8 +62,8 @@ class Neighbours:
         users, at_once = _users(history), min(ROWS_AT_ONCE, SLOTS_AT_ONCE // max(len(self.rates), 1))
         if at_once >= FEW and len(items) < FEW * len(users):  # most rows have outcomes of their own
             for first in range(0, len(items), at_once):
-                rows = slice(first, first + at_once)
-                out[rows], has_outcome[rows] = self._of_rows(items[rows], history.take(rows))
+                part = slice(first, first + at_once)
+                out[part], has_outcome[part] = self._of_rows(items[part], history.take(part))
             return out, has_outcome
         for rows, start, end in users:
             seen, clicked = _latest(history, start, end)
