@@ -128,6 +128,26 @@ def test_every_line_has_a_reason_and_questions_are_marked(tmp_path: Path) -> Non
     assert any("suspected leak: its name says that it happens after the impression" in line for line in asked)
 
 
+def test_numbers_in_lists_of_different_lengths_may_be_weights(tmp_path: Path) -> None:
+    lists = [[f"t{k}" for k in range(n % 4)] for n in range(400)]
+    weights = [[0.5] * len(one) for one in lists]
+    frame = pl.DataFrame(
+        {
+            "user": [f"u{n % 20}" for n in range(400)],
+            "click": [n % 3 % 2 for n in range(400)],
+            "tags": lists,
+            "scores": weights,
+        }
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    found = infer_schema(str(tmp_path / "log.parquet"))
+    assert "# left out: scores: it is a list of different lengths" in found.text and "'weights: scores'" in found.text
+    (tmp_path / "s.yaml").write_text(found.text.replace("kind: list", "kind: list, weights: scores", 1))
+    assert [f.weights for f in load_schema(tmp_path / "s.yaml").model_fields_in_order() if f.kind == "sequence"] == [
+        "scores"
+    ]
+
+
 def test_vectors_of_every_format_belong_to_their_entity(tmp_path: Path) -> None:
     from tests.data.own_logs import as_json_lines
 

@@ -131,7 +131,10 @@ def _place_vector(
         roles.left_out[of.name] = "it is a list of lists"
         return
     if not len(sizes) or sizes.n_unique() != 1:
-        roles.left_out[of.name] = "it is a list of different lengths; a vector has one length"
+        roles.left_out[of.name] = (
+            "it is a list of different lengths; a vector has one length. If it has the weights of the elements of a list, add "
+            f"'weights: {of.name}' to that field"
+        )
         return
     entity, reason, _ = _entity(text, keys) if of_table is None else (of_table, "of the table", "")
     if entity == "context":
