@@ -30,8 +30,11 @@ from tests.validate.raw import SHOP, START, broken_shop, row_id, shop_columns, w
 from thinktwice.files import read_json
 from thinktwice.schema.describe import field_words
 from thinktwice.schema.log import load_schema, parse_schema
+from thinktwice.schema.numbers import NUMBER
+from thinktwice.validate.column_rules import Rule
 from thinktwice.validate.profile import read_reference
-from thinktwice.validate.rules import NUMBER, Rule, profile_rules, row_rules
+from thinktwice.validate.profile_rules import profile_rules
+from thinktwice.validate.rules import row_rules
 from thinktwice.validate.split import split_log
 
 pytestmark = [

@@ -50,8 +50,9 @@ from thinktwice.stats.metrics import auc
 from thinktwice.train.checks import check_rows as check_encoded
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.finetune import finetune
+from thinktwice.validate.column_rules import NEGATIVE, NO_NUMBER, UNEVEN
 from thinktwice.validate.lists import WEIGHTS, read_element_weights
-from thinktwice.validate.rules import NEGATIVE, NO_NUMBER, UNEVEN, row_rules, table_rules
+from thinktwice.validate.rules import row_rules, table_rules
 from thinktwice.validate.split import SplitResult, split_log
 
 pytestmark = [

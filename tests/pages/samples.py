@@ -27,8 +27,8 @@ from thinktwice.monitor.skew_page import render as skew_page
 from thinktwice.pages.templates import visible
 from thinktwice.stats.distances import Distance
 from thinktwice.testtime.report import Evidence
+from thinktwice.validate.column_rules import Severity
 from thinktwice.validate.profile import PROFILE_SCHEMA, WHOLE, LogProfile
-from thinktwice.validate.rules import Severity
 from thinktwice.validate.split import SplitResult
 
 

@@ -16,7 +16,8 @@ from thinktwice.files import read_json
 from thinktwice.schema.log import load_schema, parse_schema
 from thinktwice.validate import copies, plan, quarantine, raw_rows, split
 from thinktwice.validate.layout import clean_columns
-from thinktwice.validate.rules import profile_rules, row_rules, rule_set_version
+from thinktwice.validate.profile_rules import profile_rules
+from thinktwice.validate.rules import row_rules, rule_set_version
 from thinktwice.validate.split import replay, split_log
 
 AS_OF = datetime.fromtimestamp(START + 20 * 86_400, tz=timezone.utc)

@@ -10,8 +10,10 @@ import polars as pl
 
 from thinktwice.frozen import Frozen
 from thinktwice.schema import LogSchema
+from thinktwice.validate.column_rules import Severity
 from thinktwice.validate.profile import LogProfile
-from thinktwice.validate.rules import ProfileRule, Severity, noted_rules, profile_rules, row_rules
+from thinktwice.validate.profile_rules import ProfileRule, profile_rules
+from thinktwice.validate.rules import noted_rules, row_rules
 from thinktwice.validate.split import SplitResult
 
 

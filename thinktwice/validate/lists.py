@@ -11,7 +11,7 @@ from thinktwice.schema.limits import text_is_wrong
 from thinktwice.schema.numbers import holds_text
 from thinktwice.schema.values import as_series, spelled, texts
 from thinktwice.schema.weights import read_weights, uneven
-from thinktwice.validate.rules import NEGATIVE, NO_NUMBER, UNEVEN
+from thinktwice.validate.column_rules import NEGATIVE, NO_NUMBER, UNEVEN
 
 LIST, SPLIT = "list ", "split "  # measures, each followed by the separator
 WRONG = "wrong text"
@@ -32,7 +32,7 @@ def read_lists(values: pa.Array, separator: str) -> Iterator[tuple[str, pl.Serie
 
 def read_element_weights(lists: pa.Array, weights: pa.Array, separator: str) -> Iterator[tuple[str, pl.Series]]:
     """The weights of the elements that :func:`read_lists` returns, null for a row without weights, and the checks of
-    :data:`~thinktwice.validate.rules.WEIGHT_CHECKS`: [R] each."""
+    :data:`~thinktwice.validate.column_rules.WEIGHT_CHECKS`: [R] each."""
     elements, given, element = _elements(lists, separator), read_weights(_stored(weights), separator), pl.element()
     differ = uneven(elements.list.len(), given)
     yield UNEVEN, differ

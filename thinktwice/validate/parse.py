@@ -37,8 +37,8 @@ from thinktwice.schema.numbers import SPACE, holds_text, missing, numbers
 from thinktwice.schema.times import Instants, derive, instants, is_time, localized, on_present, zone_named
 from thinktwice.schema.truth import truths
 from thinktwice.schema.values import as_series, spelled, texts
+from thinktwice.validate.column_rules import WEIGHT_CHECKS, Rule
 from thinktwice.validate.lists import LIST, SPLIT, WEIGHTS, WRONG, read_element_weights, read_lists
-from thinktwice.validate.rules import WEIGHT_CHECKS, Rule
 
 SOURCE_ROW = "source_row"
 TITLE = "title"

@@ -25,7 +25,7 @@ from thinktwice.schema.fields import EVENT_TIME, LABEL
 from thinktwice.schema.log import LogSchema, load_schema
 from thinktwice.schema.numbers import borders, shortest
 from thinktwice.validate.drift import ValueBins, bin_counts, hashed, ks, psi, single_field_auc
-from thinktwice.validate.rules import MIN_JUDGED_LABELS, MIN_JUDGED_ROWS
+from thinktwice.validate.profile_rules import MIN_JUDGED_LABELS, MIN_JUDGED_ROWS
 from thinktwice.validate.side_tables import read_clean
 
 WHOLE = "whole"

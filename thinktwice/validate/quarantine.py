@@ -20,8 +20,9 @@ import pyarrow as pa
 
 from thinktwice.parquet import parquet_writer, read_schema, read_table, write_table
 from thinktwice.schema.fields import ROW_ID
+from thinktwice.validate.column_rules import Rule
 from thinktwice.validate.parse import SOURCE_ROW, broken
-from thinktwice.validate.rules import UNSPLITTABLE, Rule
+from thinktwice.validate.rules import UNSPLITTABLE
 
 _OWN: tuple[tuple[str, pa.DataType], ...] = (
     ("reasons", pa.list_(pa.string())),

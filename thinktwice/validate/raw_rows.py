@@ -19,8 +19,9 @@ from thinktwice.progress import track
 from thinktwice.schema.columns import check_columns, named_columns
 from thinktwice.schema.fields import ROW_ID
 from thinktwice.schema.log import LogSchema
+from thinktwice.validate.column_rules import Rule
 from thinktwice.validate.parse import SOURCE_ROW
-from thinktwice.validate.rules import Rule, noted_rules, row_rules
+from thinktwice.validate.rules import noted_rules, row_rules
 
 STAGE = "validate"
 CHUNK_BYTES = 96_000_000  # decoded size of one chunk of rows, roughly

@@ -1,7 +1,7 @@
 """The rule catalogue: requirements on rows and on a log as a whole, derived only from the schema of the log.
 
-Row rules decide which rows are clean (:mod:`thinktwice.validate.split`); profile rules judge the log as a whole on its
-profile table (:mod:`thinktwice.validate.profile`). The same catalogue generates the Great Expectations suites.
+Row rules decide which rows are clean (:mod:`thinktwice.validate.split`); profile rules (:mod:`thinktwice.validate.profile_rules`) judge
+the log as a whole. The same catalogue generates the Great Expectations suites.
 
 A row that breaks any row rule is quarantined. Row rules are *critical* for the clean log (not one clean row may break
 one); for the run as a whole quarantined rows are a warning until their share exceeds the budget.
@@ -12,18 +12,14 @@ from __future__ import annotations
 from typing import Literal
 
 from thinktwice.files import sha256_text
-from thinktwice.frozen import Frozen
 from thinktwice.schema.fields import (
     EVENT_TIME,
-    LABEL,
     ROW_WEIGHT,
     TABLE_OF,
     VALID_FROM,
-    ElementWeights,
     EntityKey,
     LogField,
     Sequence,
-    TimeColumn,
     Vector,
 )
 from thinktwice.schema.limits import (
@@ -37,79 +33,19 @@ from thinktwice.schema.limits import (
 )
 from thinktwice.schema.log import LogSchema
 from thinktwice.schema.numbers import NUMBER
-from thinktwice.schema.times import FORMS
-
-Severity = Literal["critical", "warning", "info"]
-Check = Literal[
-    "splittable",
-    "number",
-    "binary",
-    "time",
-    "window",
-    "future",
-    "missing",
-    "text",
-    "allowed",
-    "boolean",
-    "minimum",
-    "maximum",
-    "vector",
-    "duplicate",
-    "inexact",
-    "zoneless",
-    "unmatched",
-    "length",
-    "separator",
-    "uneven",
-    "no number",
-    "negative",
-]
-#: Checks of the weights of the elements of a list.
-UNEVEN: Literal["uneven"] = "uneven"
-NO_NUMBER: Literal["no number"] = "no number"
-NEGATIVE: Literal["negative"] = "negative"
-WEIGHT_CHECKS = (UNEVEN, NO_NUMBER, NEGATIVE)
-
-#: Forms of the time in the source, by ``time.format``.
-_TIME_FORMS = {
-    "s": "Unix seconds",
-    "ms": "Unix milliseconds",
-    "us": "Unix microseconds",
-    "datetime": f"a time: {FORMS}",
-    "yymmddhh": "two digits each of year, month, day and hour",
-}
-
-MIN_JUDGED_ROWS = 1_000  # with fewer rows in a slice PSI and KS are only noise
-MIN_JUDGED_LABELS = 50  # clicks and non-clicks required for a single-field AUC
-
-
-class Rule(Frozen):
-    """One row rule. ``column`` is the canonical column it reads, ``source`` the column of the raw log; ``fix``: what a user
-    can do about rows that break it."""
-
-    id: str
-    check: Check
-    column: str
-    source: str
-    description: str
-    severity: Severity = "critical"
-    allowed: tuple[str, ...] | None = None
-    bound: float | None = None  # minimum, maximum: inclusive; vector: its length; length: of a list, at most
-    separator: str | None = None  # of a list: the rule holds for its elements
-    fix: str = "correct the rows or the rule, then check the rows again with `thinktwice data replay`"
-
-
-class ProfileRule(Frozen):
-    """One rule on the profile table: every non-null value of ``column`` is within ``minimum`` .. ``maximum``."""
-
-    id: str
-    column: str
-    description: str
-    severity: Severity
-    minimum: float | None = None
-    maximum: float | None = None
-    fix: str  # what a user can do
-
+from thinktwice.validate.column_rules import (
+    Rule,
+    bound_rule,
+    field_rules,
+    label_rules,
+    list_rules,
+    missing_rule,
+    number_rule,
+    rules_of_time,
+    text_rule,
+    time_rules,
+)
+from thinktwice.validate.profile_rules import profile_rules
 
 UNSPLITTABLE = Rule(
     id="record:unsplittable",
@@ -122,25 +58,27 @@ UNSPLITTABLE = Rule(
 
 def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
     """Every row rule of a log, in a stable order: label, time, keys, fields, vectors, extras, duplicates."""
-    rules = [UNSPLITTABLE, *_label_rules(schema), *_time_rules(schema)]
+    rules = [UNSPLITTABLE, *label_rules(schema), *time_rules(schema)]
     for entity in ("user", "item"):
         key: EntityKey | None = getattr(schema.entities, entity)
         if key is not None:
             if not key.anonymous:
-                rules.append(_missing(key.key, key.source_column, f"the {entity} id is present", _without_id(entity)))
-            rules.append(_text(key.key, key.source_column))
+                rules.append(
+                    missing_rule(key.key, key.source_column, f"the {entity} id is present", _without_id(entity))
+                )
+            rules.append(text_rule(key.key, key.source_column))
     rules += _rules_of(schema.logged_fields, schema.logged_vectors, schema.logged_sequences)
     for name, column in (("propensity", schema.propensity), ("truth", schema.truth)):
         if column is not None:
-            rules.append(_number(name, column))
-            rules.append(_bound(name, column, "minimum", 0.0))
-            rules.append(_bound(name, column, "maximum", 1.0))
+            rules.append(number_rule(name, column))
+            rules.append(bound_rule(name, column, "minimum", 0.0))
+            rules.append(bound_rule(name, column, "maximum", 1.0))
     if schema.weight is not None:
         fix = "fill the weights, or leave these rows out of the log"
-        rules.append(_missing(ROW_WEIGHT, schema.weight, "the weight is present", fix))
-        rules.append(_number(ROW_WEIGHT, schema.weight))
-        rules.append(_bound(ROW_WEIGHT, schema.weight, "minimum", 0.0))
-        rules.append(_bound(ROW_WEIGHT, schema.weight, "maximum", MAX_WEIGHT))
+        rules.append(missing_rule(ROW_WEIGHT, schema.weight, "the weight is present", fix))
+        rules.append(number_rule(ROW_WEIGHT, schema.weight))
+        rules.append(bound_rule(ROW_WEIGHT, schema.weight, "minimum", 0.0))
+        rules.append(bound_rule(ROW_WEIGHT, schema.weight, "maximum", MAX_WEIGHT))
     if duplicates_count(schema):
         rules.append(
             Rule(
@@ -164,10 +102,10 @@ def table_rules(schema: LogSchema, entity: Literal["user", "item"]) -> tuple[Rul
     """
     key, column = schema.key_of(entity), schema.table_key(entity)
     assert key is not None
-    rules = [_missing(key, column, f"the {entity} id is present"), _text(key, column)]
+    rules = [missing_rule(key, column, f"the {entity} id is present"), text_rule(key, column)]
     valid_from = schema.valid_from(entity)
     if valid_from is not None:
-        rules += _times_of(valid_from, VALID_FROM, "valid_from")
+        rules += rules_of_time(valid_from, VALID_FROM, "valid_from")
     rules += _rules_of(schema.table_fields(entity), schema.table_vectors(entity), schema.table_sequences(entity))
     name = TABLE_OF[entity]
     return tuple(rule.model_copy(update={"id": f"{name}.{rule.id}"}) for rule in rules)
@@ -193,9 +131,9 @@ def _rules_of(fields: tuple[LogField, ...], vectors: tuple[Vector, ...], sequenc
     rules: list[Rule] = []
     for field in fields:
         if field.derived is None:
-            rules.extend(_field_rules(field))
+            rules.extend(field_rules(field))
     for sequence in sequences:
-        rules += _list_rules(sequence.name, str(sequence.column), sequence.separated_by, MAX_SEQUENCE)
+        rules += list_rules(sequence.name, str(sequence.column), sequence.separated_by, MAX_SEQUENCE)
     for vector in vectors:
         rules.append(
             Rule(
@@ -266,114 +204,6 @@ def noted_rules(schema: LogSchema) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def profile_rules() -> tuple[ProfileRule, ...]:
-    """The rules on the profile table. Their columns are null if not applicable.
-
-    Drift between two parts of one log is a warning: logs drift, and the model is trained on both parts. Drift against
-    an earlier log's profile beyond the usual limits is critical.
-    """
-    return (
-        ProfileRule(
-            id="log:click_rate",
-            column="both_labels",
-            description="the log has clicks and non-clicks",
-            severity="critical",
-            minimum=1.0,
-            fix="check the label's column and threshold in the schema: a click model needs clicks and non-clicks",
-        ),
-        ProfileRule(
-            id="field:leak",
-            column="judged_auc",
-            description="no field alone separates clicks from non-clicks (held-out AUC), as only a copy of the label would",
-            severity="critical",
-            maximum=0.99,
-            fix="leave the field out: it repeats the label, or is known only after the click",
-        ),
-        ProfileRule(
-            id="drift:psi_from_reference",
-            column="psi_from_reference",
-            description="the field is distributed as in the reference log (population stability index)",
-            severity="critical",
-            maximum=0.25,
-            fix="find out what changed at the source; if the change is intended, compare with a newer reference",
-        ),
-        ProfileRule(
-            id="volume:from_reference",
-            column="volume_ratio",
-            description="the log has between a fifth and five times the rows of the reference log",
-            severity="critical",
-            minimum=0.2,
-            maximum=5.0,
-            fix="check that the log is complete, or compare with a newer reference",
-        ),
-        ProfileRule(
-            id="field:suspicious",
-            column="judged_auc",
-            description="no field alone predicts clicks suspiciously well (held-out AUC)",
-            severity="warning",
-            maximum=0.9,
-            fix="check that the field is known before the impression; if it is not, leave it out",
-        ),
-        ProfileRule(
-            id="field:constant",
-            column="judged_distinct",
-            description="the field has at least two values",
-            severity="warning",
-            minimum=2.0,
-            fix="leave the field out of the schema: a constant carries no information",
-        ),
-        ProfileRule(
-            id="field:identifier",
-            column="judged_distinct_share",
-            description="the values of an attribute repeat; a field that differs in nearly every row carries no information",
-            severity="warning",
-            maximum=0.9,
-            fix="leave the field out of the schema, or declare it as the key of the user or the item",
-        ),
-        ProfileRule(
-            id="drift:psi",
-            column="judged_psi",
-            description="the field is distributed as in the first half of the log (population stability index)",
-            severity="warning",
-            maximum=0.25,
-            fix="find out what changed: repair a fault at the source; if the change is permanent, train on the later part only; for values that come and go, such as campaigns and new products, do nothing",
-        ),
-        ProfileRule(
-            id="drift:ks",
-            column="judged_ks",
-            description="the number is distributed as in the reference (Kolmogorov-Smirnov distance)",
-            severity="warning",
-            maximum=0.2,
-            fix="check whether a unit or a source changed; for numbers that grow with time, such as prices and counts, do nothing",
-        ),
-        ProfileRule(
-            id="drift:nulls",
-            column="null_share_change",
-            description="the share of missing values is as in the reference",
-            severity="warning",
-            maximum=0.1,
-            fix="find out when the values disappeared or first appeared, and train on the part of the log that has them",
-        ),
-        ProfileRule(
-            id="drift:click_rate",
-            column="click_rate_ratio",
-            description="the click rate is between half and twice that of the reference",
-            severity="warning",
-            minimum=0.5,
-            maximum=2.0,
-            fix="find out whether the label or the traffic changed; with a split by time the model is evaluated at the later rate",
-        ),
-        ProfileRule(
-            id="time:unit",
-            column="first_year",
-            description="the log starts after 1995; earlier is usually a wrong time.format",
-            severity="warning",
-            minimum=1995.0,
-            fix="check time.format in the schema (s, ms or us)",
-        ),
-    )
-
-
 def rule_set_version(schema: LogSchema) -> str:
     """Version of the whole catalogue of a log: it changes if and only if some rule changes."""
     texts = [
@@ -388,11 +218,6 @@ def rule_set_version(schema: LogSchema) -> str:
     return "rules-" + sha256_text(*texts)[:12]
 
 
-def _missing(column: str, source: str, description: str, fix: str = "") -> Rule:
-    fix = fix or "fill the values, or set nullable: true for the field"
-    return Rule(id=f"{column}:missing", check="missing", column=column, source=source, description=description, fix=fix)
-
-
 def _without_id(entity: str) -> str:
     if entity == "user":
         return (
@@ -403,186 +228,3 @@ def _without_id(entity: str) -> str:
         f"to train on rows without a {entity} id, leave the {entity} out of the schema (entities.{entity}, its fields, "
         f"sequences and statistics); a larger quarantine_budget only sets these rows aside"
     )
-
-
-def _text(column: str, source: str) -> Rule:
-    description = f"{column} has at most {MAX_TEXT} characters, none of them NUL, and is finite where it is a number"
-    return Rule(id=f"{column}:text", check="text", column=column, source=source, description=description)
-
-
-def _number(column: str, source: str) -> Rule:
-    description = f"{column} is absent or a number between -{NUMBER_LIMIT:g} and {NUMBER_LIMIT:g}"
-    return Rule(id=f"{column}:number", check="number", column=column, source=source, description=description)
-
-
-def _bound(column: str, source: str, check: Literal["minimum", "maximum"], bound: float) -> Rule:
-    words = "at least" if check == "minimum" else "at most"
-    description = f"{column} is {words} {bound:g}"
-    return Rule(id=f"{column}:{check}", check=check, column=column, source=source, description=description, bound=bound)
-
-
-def _label_rules(schema: LogSchema) -> list[Rule]:
-    source = schema.label.column
-    rules = [
-        _missing(LABEL, source, "the label is present", "fill the labels, or leave these rows out of the log"),
-        Rule(
-            id="label:number",
-            check="number",
-            column=LABEL,
-            source=source,
-            description="the label is a number, or true or false (1 or 0)",
-        ),
-    ]
-    if schema.label.threshold is None:
-        rules.append(
-            Rule(
-                id="label:binary",
-                check="binary",
-                column=LABEL,
-                source=source,
-                description="the label is 0 or 1 (or true or false); for other numbers set in the schema the value from which they count as a "
-                f"click: label: {{column: {source}, threshold: ...}}",
-            )
-        )
-    return rules
-
-
-def _time_rules(schema: LogSchema) -> list[Rule]:
-    if schema.time.column is None:
-        return []
-    future = Rule(
-        id="time:future",
-        check="future",
-        column=EVENT_TIME,
-        source=schema.time.column,
-        description="the time is not after the moment of the check",
-    )
-    return [*_times_of(schema.time, EVENT_TIME, "time"), future]
-
-
-def _times_of(time: TimeColumn, column: str, name: str) -> list[Rule]:
-    source = str(time.column)
-    return [
-        Rule(
-            id=f"{name}:parsable",
-            check="time",
-            column=column,
-            source=source,
-            description=f"the time is present and reads as {_TIME_FORMS[time.format]} ({name}.format {time.format!r})",
-        ),
-        Rule(
-            id=f"{name}:window",
-            check="window",
-            column=column,
-            source=source,
-            description="the time lies between 1970 and 2100",
-        ),
-    ]
-
-
-def _list_rules(
-    name: str,
-    source: str,
-    separator: str,
-    length: int,
-    *,
-    nullable: bool = True,
-    allowed: tuple[str, ...] | None = None,
-) -> list[Rule]:
-    """The rules on a list of categories or ids and on its elements."""
-    words: list[tuple[Check, str]] = [
-        ("text", f"each element of {name} has at most {MAX_TEXT} characters, none of them NUL"),
-        ("length", f"{name} has at most {length} elements"),
-        (
-            "separator",
-            f"no element of {name} contains the separator {separator!r} (quotes around elements are not read): choose another separator "
-            "when the log is written, or write a list column",
-        ),
-    ]
-    if not nullable:
-        words.insert(0, ("missing", f"{name} has an element"))
-    if allowed is not None:
-        words.append(("allowed", f"each element of {name} is one of its {len(allowed)} allowed values"))
-    return [
-        Rule(
-            id=f"{name}:{check}",
-            check=check,
-            column=name,
-            source=source,
-            description=description,
-            allowed=allowed if check == "allowed" else None,
-            bound=float(length) if check == "length" else None,
-            separator=separator,
-        )
-        for check, description in words
-    ]
-
-
-def _weight_rules(weights: ElementWeights, of: LogField) -> list[Rule]:
-    """The rules on the weights of the elements of a list."""
-    fix = f"correct the rows, or leave the weights out of all rows that have none (each element of {of.name} then counts alike)"
-    words: list[tuple[str, Check, str]] = [
-        ("length", UNEVEN, f"{weights.name} is absent or has one weight for each element of {of.name}"),
-        ("number", NO_NUMBER, f"each element of {weights.name} is a number below {NUMBER_LIMIT:g}"),
-        ("minimum", NEGATIVE, f"each element of {weights.name} is at least 0"),
-    ]
-    return [
-        Rule(
-            id=f"{weights.name}:{name}",
-            check=check,
-            column=weights.name,
-            source=weights.source_column,
-            description=description,
-            fix=f"{fix}, then check the rows again with `thinktwice data replay`",
-        )
-        for name, check, description in words
-    ]
-
-
-def _field_rules(field: LogField) -> list[Rule]:
-    if field.kind == "list":
-        rules_of_list = _list_rules(
-            field.name,
-            field.source_column,
-            field.separated_by,
-            field.max_length,
-            nullable=field.nullable,
-            allowed=field.allowed,
-        )
-        return rules_of_list if field.weights is None else [*rules_of_list, *_weight_rules(field.weights, field)]
-    rules: list[Rule] = []
-    if not field.nullable:
-        rules.append(_missing(field.name, field.source_column, f"{field.name} is present"))
-    if field.kind == "numeric":
-        rules.append(_number(field.name, field.source_column))
-        if field.minimum is not None:
-            rules.append(_bound(field.name, field.source_column, "minimum", field.minimum))
-        if field.maximum is not None:
-            rules.append(_bound(field.name, field.source_column, "maximum", field.maximum))
-        return rules
-    if field.kind == "boolean":
-        rules.append(
-            Rule(
-                id=f"{field.name}:boolean",
-                check="boolean",
-                column=field.name,
-                source=field.source_column,
-                description=f"{field.name} is absent, or true or false (or yes and no, t and f, y and n, on and off, 1 and 0)",
-                fix="correct these rows, or make the field categorical if it has other values, then check the rows again with "
-                "`thinktwice data replay`",
-            )
-        )
-        return rules
-    rules.append(_text(field.name, field.source_column))
-    if field.allowed is not None:
-        rules.append(
-            Rule(
-                id=f"{field.name}:allowed",
-                check="allowed",
-                column=field.name,
-                source=field.source_column,
-                description=f"{field.name} is absent or one of its {len(field.allowed)} allowed values",
-                allowed=field.allowed,
-            )
-        )
-    return rules

@@ -29,10 +29,12 @@ from thinktwice.progress import note, tell
 from thinktwice.schema.describe import cross_words, field_words, time_words
 from thinktwice.schema.fields import ROW_ID
 from thinktwice.schema.log import LogSchema, load_schema
+from thinktwice.validate.column_rules import Rule
 from thinktwice.validate.layout import arrow_schema, clean_columns, clean_table_columns
 from thinktwice.validate.profile import LogProfile, profile_log
+from thinktwice.validate.profile_rules import profile_rules
 from thinktwice.validate.raw_rows import STAGE, frame_of
-from thinktwice.validate.rules import UNSPLITTABLE, Rule, noted_rules, profile_rules, row_rules, table_rules
+from thinktwice.validate.rules import UNSPLITTABLE, noted_rules, row_rules, table_rules
 from thinktwice.validate.side_tables import TableSplit, clean_table, quarantined_table, share_quarantined
 from thinktwice.validate.split import SplitResult, split_log
 

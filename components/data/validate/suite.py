@@ -28,19 +28,10 @@ from thinktwice.errors import DataError
 from thinktwice.schema.fields import EVENT_TIME, LABEL, ROW_ID, VALID_FROM
 from thinktwice.schema.limits import EARLIEST_US, LATEST_US, MAX_TEXT
 from thinktwice.schema.log import LogSchema
+from thinktwice.validate.column_rules import NEGATIVE, NO_NUMBER, UNEVEN, WEIGHT_CHECKS, Rule, Severity
+from thinktwice.validate.profile_rules import ProfileRule, profile_rules
 from thinktwice.validate.raw_rows import parquet_file
-from thinktwice.validate.rules import (
-    NEGATIVE,
-    NO_NUMBER,
-    UNEVEN,
-    WEIGHT_CHECKS,
-    ProfileRule,
-    Rule,
-    Severity,
-    profile_rules,
-    row_rules,
-    table_rules,
-)
+from thinktwice.validate.rules import row_rules, table_rules
 from thinktwice.validate.side_tables import Side, clean_table
 
 if TYPE_CHECKING:
