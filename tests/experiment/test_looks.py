@@ -175,16 +175,17 @@ class Killed(BaseException):
 def test_a_look_that_is_killed_at_any_rename_is_repaired_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    logs = Growing(tmp_path / "logs", random_world(3, layout_of([FILE]), 40), 3, 0.0)
+    """Every eighth is tried, and every eighth plus four."""
+    logs = Growing(tmp_path / "logs", random_world(3, layout_of([FILE]), 30), 3, 0.0)
     kept, replace_file = tmp_path / "kept", os.replace
     sources, at = logs.until(T0 + 300), START + timedelta(seconds=270)
     with shared_engine(tmp_path):
         join_look(FILE, sources, kept, at=at, window=WINDOW)
         sources, at = logs.until(T0 + 3_000), START + timedelta(seconds=2_970)
-        expected, number = from_start(sources, tmp_path / "whole", at), 0
+        expected, number = from_start(sources, tmp_path / "whole", at), -4 if after else 0
         shutil.copytree(kept, tmp_path / "first")
         while True:
-            number, renames = number + 3, itertools.count(1)
+            number, renames = number + 8, itertools.count(1)
 
             def renamed(*args: Any, last: int = number, counted: Iterator[int] = renames) -> None:
                 if next(counted) == last:
