@@ -25,6 +25,7 @@ from thinktwice.recipes import Recipe
 from thinktwice.selection.study import StudyResult, TrialResult, search
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.checks import check_rows
+from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.run import EvalPoint, train
 from thinktwice.train.weights import row_weights
@@ -100,7 +101,7 @@ def tune(
             table_l2=config.table_l2[0],
             epochs=config.epochs,
             seed=seed,
-            annealed=True,
+            annealed=config.schedule == "linear",  # an averaged run may keep any of its weights
             weights=row_weights(parts["train"], config),
             watch=watch,
         )
@@ -153,7 +154,7 @@ def first_settings(recipe: Recipe) -> dict[str, Any]:
     first: dict[str, Any] = {
         "finetune.rate": _within(config.rate, RATES),
         "finetune.table_l2": _within(l2, L2S),
-        "finetune.epochs": _within(config.trial_epochs if config.budget else config.epochs, (SHORTEST, LONGEST)),
+        "finetune.epochs": _within(_first_length(config), (SHORTEST, LONGEST)),
     }
     for name, value, choices in (
         ("finetune.batch_size", config.batch_size, BATCH_SIZES),
@@ -170,6 +171,11 @@ def first_settings(recipe: Recipe) -> dict[str, Any]:
         if model.dropout <= 0.4 and round(model.dropout, 1) == model.dropout:
             first["model.dropout"] = model.dropout
     return first
+
+
+def _first_length(config: FinetuneConfig) -> float:
+    """The length that a recipe tries first, or the longest where a run finds its own."""
+    return config.trial_epochs if config.budget and config.schedule == "linear" else config.epochs
 
 
 def _within(value: float, bounds: tuple[float, float]) -> float:

@@ -98,8 +98,9 @@ def code(side: str) -> str:
     own = code_of("benchmarks/training/recipe_cost.py")
     if side != NOW:
         return own
-    library = ("models/deepfm", "models/embedding", "recipes/named", "train/augment", "train/loop", "train/optimizer")
-    return own + code_of(*(f"thinktwice/{name}.py" for name in (*library, "train/run", "train/search", "train/tune")))
+    models = ("models/deepfm", "models/embedding", "recipes/named")
+    training = ("augment", "averaging", "loop", "optimizer", "run", "search", "tune")
+    return own + code_of(*(f"thinktwice/{name}.py" for name in (*models, *(f"train/{name}" for name in training))))
 
 
 def unit(run: Recipe, work: Path) -> Any:

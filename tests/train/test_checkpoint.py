@@ -39,9 +39,17 @@ class _KilledError(Exception):
     """Ends a run like a kill, but in this process."""
 
 
-def trained(folder: Path | None, *, ends_at: int = 0, sparse: bool = False, **options: Any) -> tuple[Any, Trained]:
+def trained(
+    folder: Path | None,
+    *,
+    ends_at: int = 0,
+    sparse: bool = False,
+    schedule: str = "linear",
+    rate: float = 1e-2,
+    **options: Any,
+) -> tuple[Any, Trained]:
     """A run with dropout; with ``ends_at`` it ends before that step."""
-    config = CONFIG.model_copy(update={"sparse_rows": 1 if sparse else 200_000})
+    config = CONFIG.model_copy(update={"sparse_rows": 1 if sparse else 200_000, "schedule": schedule, "rate": rate})
     model = build_backbone(backbone_config("dcnv2", dim=4, hidden=(8,), dropout=0.2, init_sd=0.1), FIELDS, seed=3)
     augmenter: Any = Augmenter("mask_block", TRAIN, FIELDS, config)
     calls = 0
@@ -61,22 +69,37 @@ def trained(folder: Path | None, *, ends_at: int = 0, sparse: bool = False, **op
     return model, done
 
 
-@pytest.mark.parametrize("annealed", [False, True])
+@pytest.mark.parametrize(("schedule", "annealed"), [("linear", False), ("linear", True), ("averaged", False)])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_run_that_ends_anywhere_continues_to_the_same_bits(sparse: bool, annealed: bool, tmp_path: Path) -> None:
-    expected, whole = trained(None, sparse=sparse, annealed=annealed)
+def test_a_run_that_ends_anywhere_continues_to_the_same_bits(
+    sparse: bool, annealed: bool, schedule: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"sparse": sparse, "annealed": annealed, "schedule": schedule}
+    expected, whole = trained(None, **options)
     for ends_at in (1, 2, 5, 6, 11, 15):
         folder = tmp_path / str(ends_at)
         with pytest.raises(_KilledError):
-            trained(folder, ends_at=ends_at, sparse=sparse, annealed=annealed)
+            trained(folder, ends_at=ends_at, **options)
         if 2 < ends_at < 14:
             with pytest.raises(_KilledError):  # and again on the way
-                trained(folder, ends_at=2, sparse=sparse, annealed=annealed)
-        model, done = trained(folder, sparse=sparse, annealed=annealed)
+                trained(folder, ends_at=2, **options)
+        model, done = trained(folder, **options)
         assert done == whole
         for name, value in expected.state_dict().items():
             assert torch.equal(value, model.state_dict()[name]), (ends_at, name)
-        assert trained(folder, ends_at=1, sparse=sparse, annealed=annealed)[1] == whole  # nothing is left to be done
+        assert trained(folder, ends_at=1, **options)[1] == whole  # nothing is left to be done
+
+
+def test_a_run_that_ended_early_is_not_continued(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"schedule": "averaged", "patience": 0.5}
+    expected, whole = trained(None, rate=0.2, **options)
+    assert whole.curve[-1].epoch < 3.0
+    with pytest.raises(_KilledError):
+        trained(tmp_path, ends_at=4, rate=0.2, **options)
+    for ends_at in (0, 1):  # the second time, nothing is left to be done
+        model, done = trained(tmp_path, ends_at=ends_at, rate=0.2, **options)
+        assert done == whole
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in expected.state_dict().items())
 
 
 def test_pre_training_continues_to_the_same_bits_and_the_same_curve(
@@ -114,19 +137,27 @@ from thinktwice.train.finetune import finetune
 original = checkpoint.training_checkpoints
 import thinktwice.train.finetune as module
 module.training_checkpoints = lambda *a, **k: checkpoint.Checkpoints(original(*a, **k).where, original(*a, **k).identity, 0.0)
-recipe = recipes.resolved("tiny", settings=["finetune.table_l2=[0.001, 0.003]", "finetune.trial_epochs=1", "model.dropout=0.1"])
+recipe = recipes.resolved("tiny", settings=sys.argv[4:])
 finetune(sys.argv[1], sys.argv[2], recipe.model, recipe.finetune, seed=2, checkpoints=sys.argv[3])
 """
 
 
 def test_kill_at_random_moments_and_resume_gives_the_bytes_of_a_run_in_peace(tmp_path: Path) -> None:
-    """A real process, killed with SIGKILL at random moments until it gets through."""
+    """A real process, killed with SIGKILL at random moments until it gets through, in a search whose runs find their length."""
     data = build_small(tmp_path / "set", rows=2500)
-    recipe = recipes.resolved(
-        "tiny", settings=["finetune.table_l2=[0.001, 0.003]", "finetune.trial_epochs=1", "model.dropout=0.1"]
-    )
-    finetune(data, tmp_path / "whole", recipe.model, recipe.finetune, seed=2)
-    command = [sys.executable, "-c", SCRIPT, str(data), str(tmp_path / "model"), str(tmp_path / "checkpoints")]
+    own = ["schedule=averaged", "budget=6", "epochs=3", "rate=0.03", "table_l2=[0.001, 0.003]"]
+    settings = [*(f"finetune.{pair}" for pair in own), "model.dropout=0.1"]
+    recipe = recipes.resolved("tiny", settings=settings)
+    assert len(finetune(data, tmp_path / "whole", recipe.model, recipe.finetune, seed=2).trials) > 1
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        str(data),
+        str(tmp_path / "model"),
+        str(tmp_path / "checkpoints"),
+        *settings,
+    ]
     pause, kills = random.Random(4), 0
     while True:
         process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})

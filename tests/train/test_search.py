@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from zlib import crc32
 
 import pytest
@@ -21,7 +22,7 @@ def searched(loss: Callable[[Point], float], config: FinetuneConfig = CONFIG) ->
     while (point := search.next()) is not None:
         asked.append(point)
         assert len(asked) < 200
-        search.tell(point, loss(point))
+        search.tell(point, loss(point), point.epochs, point.epochs)
     return search, asked
 
 
@@ -80,3 +81,46 @@ def test_the_longest_length_and_a_grid_of_one_value() -> None:
     assert search.best.table_l2 == pytest.approx(1e-2, rel=0.01)
     nothing = CONFIG.model_copy(update={"table_l2": (0.0,)})
     assert {point.table_l2 for point in searched(lambda p: 0.5, nothing)[1]} == {0.0}
+
+
+AVERAGED = CONFIG.model_copy(update={"schedule": "averaged"})
+
+
+def found(
+    best_length: Callable[[Point], float], loss: Callable[[Point], float], config: FinetuneConfig
+) -> tuple[Search, list[tuple[Point, float]]]:
+    """A search whose runs end one epoch after their best length; the points asked for, and the epochs that each took."""
+    search, asked = Search.of(config), []
+    while (point := search.next()) is not None:
+        longest = search.longest(point)
+        kept = min(best_length(point), longest)
+        spent = min(kept + 1.0, longest)
+        asked.append((point, spent))
+        assert len(asked) < 200
+        search.tell(point, loss(point), kept, spent)
+    return search, asked
+
+
+@given(st.floats(0.1, 40), st.floats(0.25, 20), st.floats(1e-6, 0.3))
+@settings(max_examples=80, deadline=None)
+def test_runs_that_find_their_length_share_a_budget(budget: float, length: float, l2: float) -> None:
+    config = AVERAGED.model_copy(update={"budget": budget})
+    search, asked = found(lambda point: length, lambda point: bowl(1.0, l2)(replace(point, epochs=1.0)), config)
+    assert sum(spent for _, spent in asked) <= budget + 1e-6
+    assert max(spent for _, spent in asked) <= config.epochs
+    assert len({point for point, _ in asked}) == len(asked)  # every candidate has one run
+    left = budget
+    for at, (_, spent) in enumerate(asked):
+        assert at == 0 or left >= min(length, config.epochs) - 1e-6  # no run begins that must be too short
+        left -= spent
+    assert search.losses[search.best] == min(search.losses.values())
+
+
+@given(st.floats(1e-6, 0.3), st.floats(0.5, 15))
+@settings(max_examples=40, deadline=None)
+def test_runs_that_find_their_length_open_the_grid(l2: float, length: float) -> None:
+    config = AVERAGED.model_copy(update={"budget": 1000.0})
+    search, asked = found(lambda point: length, lambda point: bowl(1.0, l2)(replace(point, epochs=1.0)), config)
+    assert abs(math.log10(search.best.table_l2 / l2)) <= 0.5 * math.log10(math.sqrt(10)) + 0.01
+    assert search.best.unknown_share == 0.0
+    assert {point.augmentation for point, _ in asked} == {"none", "mask_block"}

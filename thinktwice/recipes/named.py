@@ -14,7 +14,8 @@ from thinktwice.train.config import FinetuneConfig
 def default() -> Recipe:
     """For a log of unknown size: length, L2, augmentation and the share of unknown values are found on validation, in ten
     epochs."""
-    return Recipe(finetune=FinetuneConfig(trial_epochs=1.0, epochs=16.0, budget=10.0, unknown_shares=(0.0,)))
+    config = FinetuneConfig(schedule="averaged", rate=3e-3, epochs=16.0, budget=10.0, unknown_shares=(0.0,))
+    return Recipe(finetune=config)
 
 
 def dcnv2() -> Recipe:

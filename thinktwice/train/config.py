@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Augmentation = Literal["none", "mask_block", "mask_loo"]
+Schedule = Literal["linear", "averaged"]
 
 
 class FinetuneConfig(BaseModel):
@@ -14,22 +15,25 @@ class FinetuneConfig(BaseModel):
 
     ``table_l2``, ``augmentations`` and ``unknown_shares`` are the candidates.
 
+    The ``schedule`` of a run says how its weights come to rest. ``linear``: the rate rises over the first ``warmup`` share of the
+    steps and then falls linearly to 0. ``averaged``: the rate rises over that share of the first epoch and then stays, and what is
+    evaluated and kept is a running average of the weights (:mod:`thinktwice.train.averaging`), so that a run can end anywhere.
+
     Without a ``budget`` the best L2 under the first augmentation is chosen first, then the best augmentation under that L2. Each
     trial runs for ``trial_epochs`` with the whole rate schedule compressed to that length; the candidate with the best
     validation logloss then trains from scratch for ``epochs``. Of all these runs the one with the lowest validation logloss
     is kept, with the weights of its best evaluation on validation.
 
     With a ``budget``, the number of epochs that all runs together may take, the length is found as well
-    (:mod:`thinktwice.train.search`): ``trial_epochs`` is the first length tried and ``epochs`` the longest. Every run anneals its
-    rate to the end and is judged by its last weights, and a grid opens itself where its best value lies at an end.
-
-    The rate rises over the first ``warmup`` share of the steps and then falls linearly to 0, which replaces waiting for a
-    plateau.
+    (:mod:`thinktwice.train.search`), up to ``epochs``, and a grid opens itself where its best value lies at an end. An
+    ``averaged`` run finds its length by itself; of the ``linear`` schedule, lengths are tried from ``trial_epochs`` on, and every
+    run is judged by its last weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     batch_size: int = Field(default=1024, ge=1)
+    schedule: Schedule = "linear"
     rate: float = Field(default=4e-3, gt=0)  # peak of the schedule
     warmup: float = Field(default=0.05, ge=0, lt=1)
     table_l2: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(3e-4, 1e-3, 3e-3), min_length=1)

@@ -19,7 +19,7 @@ from thinktwice.train.loader import BlockLoader, Shuffled
 from thinktwice.train.optimizer import TableAdam
 
 Loss = Callable[[Tensor, torch.Generator], Tensor]  # of the rows at an index [B]; all draws come from the generator
-OnEval = Callable[[float, float], None]  # epochs done, mean training loss since the last evaluation
+OnEval = Callable[[float, float], bool | None]  # epochs done, mean loss since the last evaluation; True ends the run
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Steps:
         """At least one step; the incomplete last batch of an epoch is dropped."""
         size = min(batch_size, rows)
         per_epoch = max(1, rows // size)
-        return Steps(size, per_epoch, max(1, math.ceil(epochs * per_epoch)))
+        # Without the margin, a length that was measured in steps could get one more: 29 / 7 * 7 > 29.
+        return Steps(size, per_epoch, max(1, math.ceil(epochs * per_epoch - 1e-6)))
 
 
 def constant_rate(done: float) -> float:
@@ -96,6 +97,7 @@ def run_loop(
     *,
     seed: int,
     on_eval: OnEval,
+    on_step: Callable[[int], None] | None = None,
     bar: Bar | None = None,
     resume: Resume | None = None,
 ) -> None:
@@ -110,6 +112,7 @@ def run_loop(
         seed: of the generator; dropout draws from the global one, which the caller seeds.
         resume: continue from the last checkpoint of this run, and write further ones; None: neither.
         on_eval: called after every ``plan.eval_every`` steps and after the last.
+        on_step: called with the number of steps done, after every step and before an evaluation.
 
     Raises:
         TrainingError: the loss of a batch is not finite. The weights are those before that step. Or the checkpoint is of
@@ -127,12 +130,12 @@ def run_loop(
     )
     order = rows.shuffled(steps.size, generator)
     device = embedding.table.device
-    done, sum_of_losses, since = 0, torch.zeros((), device=device), 0
+    done, sum_of_losses, since, ended = 0, torch.zeros((), device=device), 0, False
     if resume is not None and (saved := resume.checkpoints.last()) is not None:
-        done, since = saved.step, int(saved.extra["since"])
+        done, since, ended = saved.step, int(saved.extra["since"]), bool(saved.extra["ended"])
         sum_of_losses = saved.tensors["sum_of_losses"].to(device)
         _restore(saved, model, optimizer, order, resume)
-    numbers = range(done + 1, steps.total + 1)
+    numbers = range(done + 1, done + 1 if ended else steps.total + 1)
     counted = numbers if bar is None else track(numbers, stage=bar.stage, total=steps.total, label=bar.label)
     model.train()
     try:
@@ -143,11 +146,16 @@ def run_loop(
                 raise TrainingError(_diverged(number, step, plan))
             optimizer.step(value)
             sum_of_losses, since = sum_of_losses + value.detach(), since + 1
+            if on_step is not None:
+                on_step(step)
             if step % plan.eval_every == 0 or step == steps.total:
-                on_eval(step / steps.per_epoch, float(sum_of_losses) / since)
+                ended = bool(on_eval(step / steps.per_epoch, float(sum_of_losses) / since)) or step == steps.total
                 sum_of_losses, since = torch.zeros((), device=device), 0
-            if resume is not None and (step == steps.total or resume.checkpoints.due()):
-                resume.checkpoints.write(_saved(step, since, sum_of_losses, model, optimizer, order, resume))
+            if resume is not None and (ended or resume.checkpoints.due()):
+                described = {"since": since, "ended": ended}
+                resume.checkpoints.write(_saved(step, described, sum_of_losses, model, optimizer, order, resume))
+            if ended and step < steps.total:
+                break
     finally:
         embedding.sparse_gradients = False
         model.cpu().eval()
@@ -155,7 +163,7 @@ def run_loop(
 
 def _saved(
     step: int,
-    since: int,
+    described: dict[str, Any],
     sum_of_losses: Tensor,
     model: nn.Module,
     optimizer: TableAdam,
@@ -172,7 +180,7 @@ def _saved(
         "caller": gathered,
     }
     tensors = {f"{group}:{name}": value for group, values in groups.items() for name, value in values.items()}
-    return Checkpoint(step, tensors | {"sum_of_losses": sum_of_losses}, {"since": since, "caller": extra})
+    return Checkpoint(step, tensors | {"sum_of_losses": sum_of_losses}, {**described, "caller": extra})
 
 
 def _restore(saved: Checkpoint, model: nn.Module, optimizer: TableAdam, order: Shuffled, resume: Resume) -> None:

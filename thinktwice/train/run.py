@@ -1,4 +1,4 @@
-"""One training run with a rate schedule of fixed length, either a tuning trial or the final run."""
+"""One training run: a tuning trial, or the final run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from thinktwice.data.encoded import Batch
 from thinktwice.stats.metrics import logloss
 from thinktwice.threads import reproducible
 from thinktwice.train.augment import Augmenter
+from thinktwice.train.averaging import UPDATES_PER_EPOCH, RunningAverage
 from thinktwice.train.checkpoint import RunCheckpoints
 from thinktwice.train.config import FinetuneConfig
-from thinktwice.train.device import on_device
+from thinktwice.train.device import on_device, training_device
 from thinktwice.train.joint import Joint, Trainee
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.loop import Bar, LoopPlan, Resume, Steps, run_loop, weights_of
 from thinktwice.train.measure import known_auc, logits_of
 from thinktwice.train.unread import UnreadRows
 
+BEST, AVERAGE = "best:", "average:"  # groups of tensors in a checkpoint
+
 
 @dataclass(frozen=True)
 class EvalPoint:
-    """One evaluation on validation during training."""
+    """One evaluation on validation during training, of the averaged weights if the schedule has some."""
 
     epoch: float
     train_logloss: float
@@ -45,8 +48,12 @@ class Trained:
 
 def rate_factor(done: float, warmup: float) -> float:
     """Share of the peak rate after a share ``done`` (0..1) of the steps: linear up during ``warmup``, then linear down to 0."""
-    rise = min(1.0, done / warmup) if warmup else 1.0
-    return rise * (1.0 - done)
+    return risen(done, warmup) * (1.0 - done)
+
+
+def risen(done: float, warmup: float) -> float:
+    """Share of the peak rate: linear up during ``warmup``, then 1."""
+    return min(1.0, done / warmup) if warmup else 1.0
 
 
 @reproducible()
@@ -63,6 +70,7 @@ def train(
     bar: Bar | None = None,
     checkpoints: RunCheckpoints | None = None,
     annealed: bool = False,
+    patience: float | None = None,
     weights: Tensor | None = None,
     watch: Callable[[EvalPoint], None] | None = None,
     unread: UnreadRows | None = None,
@@ -74,7 +82,8 @@ def train(
 
     Args:
         checkpoints: of this run, to continue from and to write.
-        annealed: keep the weights of the end, where the rate is 0, instead of those of the best evaluation.
+        annealed: keep the weights of the end, where the rate is 0 or the average is longest, instead of those of the best evaluation.
+        patience: end the run this many epochs after its best evaluation, at the next one; None: train to the end.
         weights: of the training rows [R], with a mean of 1; None: all count the same.
         unread: rows of embeddings that keep their values; None: L2 moves them too.
         watch: told of every evaluation; an error that it raises ends the run.
@@ -83,16 +92,21 @@ def train(
         TrainingError: the loss of a batch is not finite, or a checkpoint is of another training.
     """
     steps = Steps.of(len(rows), config.batch_size, epochs)
+    averaged = config.schedule == "averaged"
+    epochs_of_all = steps.total / steps.per_epoch  # so that a longer run begins with the steps of a shorter one
     plan = LoopPlan(
         steps,
         eval_every=max(1, math.ceil(steps.per_epoch / config.checks_per_epoch)),
         rate=config.rate,
         table_l2=table_l2,
         sparse_rows=config.sparse_rows,
-        rate_factor=lambda done: rate_factor(done, config.warmup),
+        rate_factor=lambda done: (
+            risen(done * epochs_of_all, config.warmup) if averaged else rate_factor(done, config.warmup)
+        ),
     )
     curve: list[EvalPoint] = []
     best: tuple[EvalPoint, dict[str, Tensor]] | None = None
+    average = RunningAverage(model.to(training_device())) if averaged else None
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         device = model.embedding.table.device
@@ -101,38 +115,63 @@ def train(
         weight = None if weights is None else weights[index].to(device)
         return _loss(model, on_device(batch, device), target, weight)
 
-    def on_eval(epoch: float, train_logloss: float) -> None:
-        nonlocal best
+    def on_step(step: int) -> None:
+        if average is not None and step % max(1, steps.per_epoch // UPDATES_PER_EPOCH) == 0:
+            average.update(model)
+
+    def on_eval(epoch: float, train_logloss: float) -> bool:
         if unread is not None:
             unread.restore(model)  # no step reads them, so it is enough to do it before each look
+        if average is None:
+            return look(epoch, train_logloss)
+        with average.in_place(model):
+            if unread is not None:
+                unread.restore(model)
+            return look(epoch, train_logloss)
+
+    def look(epoch: float, train_logloss: float) -> bool:
+        """Evaluate the weights that the model has now; True if the run ends here."""
+        nonlocal best
         point = _evaluate(model, valid, epoch, train_logloss)
         curve.append(point)
         if watch is not None:
             watch(point)
         if annealed or best is None or point.valid_logloss < best[0].valid_logloss:
-            kept = {} if annealed else {name: value.detach().clone() for name, value in weights_of(model).items()}
+            # The weights of the end are those of the model itself, unless it is left with others than it averages.
+            kept = {} if annealed and not averaged else {n: v.detach().clone() for n, v in weights_of(model).items()}
             best = point, kept
+        return patience is not None and epoch - best[0].epoch > patience - 1e-9
 
     def gathered() -> tuple[dict[str, Any], dict[str, Tensor]]:
         points = {"curve": [asdict(point) for point in curve], "best": None if best is None else asdict(best[0])}
-        return points, {} if best is None else best[1]
+        groups = {BEST: {} if best is None else best[1], AVERAGE: {} if average is None else average.state()}
+        return points, {group + name: value for group, values in groups.items() for name, value in values.items()}
 
     def restore(points: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         nonlocal best
         curve.extend(EvalPoint(**point) for point in points["curve"])
         if points["best"] is not None:
-            best = EvalPoint(**points["best"]), tensors
+            best = EvalPoint(**points["best"]), _group(tensors, BEST)
+        if average is not None:
+            average.restore(_group(tensors, AVERAGE))
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout draws from the global generator
         resume = None if checkpoints is None else Resume(checkpoints, gathered, restore)
-        run_loop(model, model.embedding, rows, loss, plan, seed=seed, on_eval=on_eval, bar=bar, resume=resume)
+        run_loop(
+            model, model.embedding, rows, loss, plan,
+            seed=seed, on_eval=on_eval, on_step=on_step, bar=bar, resume=resume,
+        )  # fmt: skip
     assert best is not None
-    if not annealed:
+    if best[1]:
         with torch.no_grad():
             for name, value in weights_of(model).items():
                 value.copy_(best[1][name])
     return Trained(curve, best[0])
+
+
+def _group(tensors: dict[str, Tensor], group: str) -> dict[str, Tensor]:
+    return {name.removeprefix(group): value for name, value in tensors.items() if name.startswith(group)}
 
 
 def smoothed(label: Tensor, smoothing: float) -> Tensor:

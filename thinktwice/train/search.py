@@ -1,9 +1,12 @@
 """The search for the length, the L2 and the handling of unknown values within a budget of epochs.
 
-Each setting is searched in turn with the others at their best so far, and a longer or stronger candidate is tried only while it
-pays: lengths double (or halve) from the first one, L2 moves by a constant factor, until the best value lies between two that are
-worse. So a grid opens itself where its best value is at an end. All runs anneal their rate to the end and are compared by the
-validation logloss of their last weights, so a longer run never replaces a better shorter one.
+Each setting is searched in turn with the others at their best so far, and a stronger or weaker candidate is tried only while it
+pays: L2 moves by a constant factor until the best value lies between two that are worse. So a grid opens itself where its best
+value is at an end.
+
+A run of the schedule ``averaged`` finds its own length: it ends once its validation logloss has not improved for an epoch, and the
+next run gets what is left. Lengths of the schedule ``linear`` double (or halve) from the first one in the same way as L2 moves,
+each with a run whose rate falls to 0. A longer run never replaces a better shorter one.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ SHORTEST = 0.25  # epochs
 
 @dataclass(frozen=True)
 class Point:
-    """Settings of one run."""
+    """Settings of one run; ``epochs`` is its length, or the longest where it finds its own."""
 
     epochs: float
     table_l2: float
@@ -37,8 +40,10 @@ class Search:
     def __init__(self, config: FinetuneConfig, budget: float) -> None:
         self.config, self.left = config, budget
         self.losses: dict[Point, float] = {}
+        self.lengths: dict[Point, float] = {}  # epochs until the weights that were kept
+        self.own_length = config.schedule == "averaged"
         middle = sorted(config.table_l2)[len(config.table_l2) // 2]
-        first = min(config.trial_epochs, config.epochs)
+        first = config.epochs if self.own_length else min(config.trial_epochs, config.epochs)
         self.start = Point(first, middle, config.augmentations[0], config.unknown_share)
         self._asked = self._questions()
 
@@ -52,10 +57,16 @@ class Search:
         """The next run; None at the end of the search. The first run is made whatever it costs."""
         return next(self._asked, None)
 
-    def tell(self, point: Point, loss: float) -> None:
-        """The validation logloss of a run; NaN counts as worst."""
+    def longest(self, point: Point) -> float:
+        """Epochs that a run may take."""
+        return min(point.epochs, self.left) if self.own_length else point.epochs
+
+    def tell(self, point: Point, loss: float, kept: float, spent: float) -> None:
+        """The validation logloss of a run, where NaN counts as worst, the epochs until the weights that were ``kept``, and those
+        ``spent``."""
         self.losses[point] = math.inf if math.isnan(loss) else loss
-        self.left -= point.epochs
+        self.lengths[point] = kept
+        self.left -= spent
 
     @property
     def best(self) -> Point:
@@ -64,13 +75,15 @@ class Search:
 
     def _questions(self) -> Iterator[Point]:
         yield self.start
-        yield from self._lengths()
+        if not self.own_length:
+            yield from self._lengths()
         yield from self._l2()
         for share in self.config.unknown_shares:
             yield from self._affordable(replace(self.best, unknown_share=share))
         for kind in self.config.augmentations[1:]:
             yield from self._affordable(replace(self.best, augmentation=kind))
-        yield from self._lengths()  # a stronger L2 bears a longer training
+        if not self.own_length:
+            yield from self._lengths()  # a stronger L2 bears a longer training
 
     def _lengths(self) -> Iterator[Point]:
         yield from self._moved("epochs", DOUBLED, SHORTEST, self.config.epochs)
@@ -99,7 +112,9 @@ class Search:
                     break
 
     def _affordable(self, point: Point) -> Iterator[Point]:
-        if point not in self.losses and point.epochs <= self.left + 1e-9:
+        """The point, if it was not tried and what is left is enough for its length, or for that of the best run."""
+        needed = self.lengths[self.best] if self.own_length else point.epochs
+        if point not in self.losses and needed <= self.left + 1e-9:
             yield point
 
 

@@ -7,7 +7,7 @@ L2 and every augmentation runs for a fixed length, and the best for the full one
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from thinktwice.train.search import Search
 from thinktwice.train.unread import UnreadRows
 
 STAGE = "finetune"
+PATIENCE = 1.0  # epochs without a better validation logloss after which a run that finds its own length ends
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class TuningCandidate:
     table_l2: float
     augmentation: Augmentation
     unknown_share: float | None = None  # None: that of the settings
-    epochs: float | None = None  # length of the run; None: that of the settings
+    epochs: float | None = None  # length of the run, or the one that it found; None: that of the settings
 
     def settings(self, config: FinetuneConfig) -> FinetuneConfig:
         """``config`` with the length and the share of this candidate."""
@@ -77,7 +78,15 @@ class _Runs:
         self.config, self.parts = config, parts
         self.best: tuple[TuningCandidate, Backbone, Trained] | None = None
 
-    def run(self, candidate: TuningCandidate, epochs: float, title: str, *, annealed: bool = False) -> EvalPoint:
+    def run(
+        self,
+        candidate: TuningCandidate,
+        epochs: float,
+        title: str,
+        *,
+        annealed: bool = False,
+        patience: float | None = None,
+    ) -> Trained:
         """Train a candidate; it is kept if no earlier run has the same or a lower validation logloss."""
         parts, model = self.parts, self.parts.start()
         settings = candidate.settings(self.config)
@@ -94,12 +103,13 @@ class _Runs:
             bar=Bar(STAGE, parts.label + title),
             checkpoints=checkpoints,
             annealed=annealed,
+            patience=patience,
             weights=parts.weights,
             unread=parts.unread,
         )
         if self.best is None or trained.best.valid_logloss < self.best[2].best.valid_logloss:
             self.best = candidate, model, trained
-        return trained.best
+        return trained
 
 
 def tune(config: FinetuneConfig, parts: TrainingParts) -> Tuned:
@@ -117,15 +127,20 @@ def _within_budget(runs: _Runs) -> Tuned:
     assert config.budget is not None
     search = Search.of(config)
     trials: list[tuple[TuningCandidate, EvalPoint]] = []
+    kept = 0
     while (point := search.next()) is not None:
-        candidate = TuningCandidate(point.table_l2, point.augmentation, point.unknown_share, point.epochs)
-        best = runs.run(candidate, point.epochs, f"trial {len(trials) + 1}", annealed=True)
-        search.tell(point, best.valid_logloss)
-        trials.append((candidate, best))
+        own, longest, before = search.own_length, search.longest(point), runs.best
+        candidate = TuningCandidate(point.table_l2, point.augmentation, point.unknown_share, longest)
+        title = f"trial {len(trials) + 1}"
+        trained = runs.run(candidate, longest, title, annealed=not own, patience=PATIENCE if own else None)
+        length, spent = (trained.best.epoch, trained.curve[-1].epoch) if own else (longest, longest)
+        search.tell(point, trained.best.valid_logloss, length, spent)
+        if runs.best is not before:
+            kept = len(trials)
+        trials.append((replace(candidate, epochs=length), trained.best))
     assert runs.best is not None
-    chosen = runs.best[0]
-    record = [Trial(candidate, best, candidate == chosen) for candidate, best in trials]
-    return Tuned(runs.best[1], runs.best[2], chosen, record)
+    record = [Trial(candidate, best, at == kept) for at, (candidate, best) in enumerate(trials)]
+    return Tuned(runs.best[1], runs.best[2], trials[kept][0], record)
 
 
 def _fixed_length(runs: _Runs) -> Tuned:
@@ -144,7 +159,7 @@ def _fixed_length(runs: _Runs) -> Tuned:
         for candidate in candidates:
             if total > 1 and candidate not in trials:
                 title = f"trial {len(trials) + 1}/{total}"
-                trials[candidate] = runs.run(candidate, min(config.trial_epochs, config.epochs), title)
+                trials[candidate] = runs.run(candidate, min(config.trial_epochs, config.epochs), title).best
         return min(candidates, key=lambda c: trials[c].valid_logloss) if trials else candidates[0]
 
     table_l2 = best_of([TuningCandidate(l2, kinds[0]) for l2 in config.table_l2]).table_l2
