@@ -96,9 +96,9 @@ def test_a_length_that_was_measured_in_steps_gives_these_steps(per_epoch: int, s
     assert Steps.of(per_epoch * 8, 8, steps / per_epoch) == Steps(8, per_epoch, steps)
 
 
-def test_patience_ends_a_run_without_a_change_to_what_it_keeps() -> None:
+def test_a_run_that_is_ended_keeps_its_best_weights() -> None:
     model, done = trained(6.0)
-    early, ended = trained(6.0, patience=1.0)
+    early, ended = trained(6.0, ends=lambda done, best: done - best >= 1.0)
     assert ended.best == done.best and same(model, early)
     last = ended.curve[-1].epoch
     assert last < done.curve[-1].epoch and last - ended.best.epoch >= 1.0

@@ -91,7 +91,7 @@ def test_a_run_that_ends_anywhere_continues_to_the_same_bits(
 
 
 def test_a_run_that_ended_early_is_not_continued(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"schedule": "averaged", "patience": 0.5}
+    options: dict[str, Any] = {"schedule": "averaged", "ends": lambda done, best: done - best >= 0.5}
     expected, whole = trained(None, rate=0.2, **options)
     assert whole.curve[-1].epoch < 3.0
     with pytest.raises(_KilledError):

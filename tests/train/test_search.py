@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinktwice.train.config import FinetuneConfig
-from thinktwice.train.search import Point, Search
+from thinktwice.train.search import PATIENCE, Point, Search
 
 CONFIG = FinetuneConfig(trial_epochs=1.0, epochs=16.0, budget=100.0, unknown_shares=(0.0,))
 
@@ -89,12 +89,17 @@ AVERAGED = CONFIG.model_copy(update={"schedule": "averaged"})
 def found(
     best_length: Callable[[Point], float], loss: Callable[[Point], float], config: FinetuneConfig
 ) -> tuple[Search, list[tuple[Point, float]]]:
-    """A search whose runs end one epoch after their best length; the points asked for, and the epochs that each took."""
+    """A search whose runs are evaluated twice per epoch; the points asked for, and the epochs that each took."""
     search, asked = Search.of(config), []
     while (point := search.next()) is not None:
         longest = search.longest(point)
-        kept = min(best_length(point), longest)
-        spent = min(kept + 1.0, longest)
+        kept = spent = 0.0
+        while spent < longest:
+            spent = min(spent + 0.5, longest)
+            kept = spent if spent <= best_length(point) + 1e-9 else kept or spent
+            if search.ends(spent, kept):
+                assert spent - kept >= PATIENCE and search.left - spent >= kept - 1e-9  # enough for another run
+                break
         asked.append((point, spent))
         assert len(asked) < 200
         search.tell(point, loss(point), kept, spent)
@@ -111,7 +116,7 @@ def test_runs_that_find_their_length_share_a_budget(budget: float, length: float
     assert len({point for point, _ in asked}) == len(asked)  # every candidate has one run
     left = budget
     for at, (_, spent) in enumerate(asked):
-        assert at == 0 or left >= min(length, config.epochs) - 1e-6  # no run begins that must be too short
+        assert at == 0 or left >= min(length, config.epochs) - 0.5 - 1e-6  # no run begins that must be too short
         left -= spent
     assert search.losses[search.best] == min(search.losses.values())
 

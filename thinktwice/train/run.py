@@ -70,7 +70,7 @@ def train(
     bar: Bar | None = None,
     checkpoints: RunCheckpoints | None = None,
     annealed: bool = False,
-    patience: float | None = None,
+    ends: Callable[[float, float], bool] | None = None,
     weights: Tensor | None = None,
     watch: Callable[[EvalPoint], None] | None = None,
     unread: UnreadRows | None = None,
@@ -83,7 +83,7 @@ def train(
     Args:
         checkpoints: of this run, to continue from and to write.
         annealed: keep the weights of the end, where the rate is 0 or the average is longest, instead of those of the best evaluation.
-        patience: end the run this many epochs after its best evaluation, at the next one; None: train to the end.
+        ends: asked after every evaluation, with its epoch and that of the best one, whether the run ends there.
         weights: of the training rows [R], with a mean of 1; None: all count the same.
         unread: rows of embeddings that keep their values; None: L2 moves them too.
         watch: told of every evaluation; an error that it raises ends the run.
@@ -140,7 +140,7 @@ def train(
             # The weights of the end are those of the model itself, unless it is left with others than it averages.
             kept = {} if annealed and not averaged else {n: v.detach().clone() for n, v in weights_of(model).items()}
             best = point, kept
-        return patience is not None and epoch - best[0].epoch > patience - 1e-9
+        return ends is not None and ends(epoch, best[0].epoch)
 
     def gathered() -> tuple[dict[str, Any], dict[str, Tensor]]:
         points = {"curve": [asdict(point) for point in curve], "best": None if best is None else asdict(best[0])}

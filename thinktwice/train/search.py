@@ -4,8 +4,8 @@ Each setting is searched in turn with the others at their best so far, and a str
 pays: L2 moves by a constant factor until the best value lies between two that are worse. So a grid opens itself where its best
 value is at an end.
 
-A run of the schedule ``averaged`` finds its own length: it ends once its validation logloss has not improved for an epoch, and the
-next run gets what is left. Lengths of the schedule ``linear`` double (or halve) from the first one in the same way as L2 moves,
+A run of the schedule ``averaged`` finds its own length: it ends once its validation logloss has not improved for two epochs, if what
+is left is enough for another run of that length; otherwise the rest of the budget is its own. Lengths of the schedule ``linear`` double (or halve) from the first one in the same way as L2 moves,
 each with a run whose rate falls to 0. A longer run never replaces a better shorter one.
 """
 
@@ -22,6 +22,7 @@ DOUBLED = 2.0
 STEP_OF_L2 = math.sqrt(10.0)  # where the grid names a single value
 WEAKEST_L2, STRONGEST_L2 = 1e-7, 1.0
 SHORTEST = 0.25  # epochs
+PATIENCE = 2.0  # epochs without a better validation logloss after which a run that finds its own length may end
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class Search:
     def longest(self, point: Point) -> float:
         """Epochs that a run may take."""
         return min(point.epochs, self.left) if self.own_length else point.epochs
+
+    def ends(self, done: float, kept: float) -> bool:
+        """Whether a run that finds its own length ends after ``done`` epochs, where ``kept`` were those until its best weights."""
+        return done - kept >= PATIENCE - 1e-9 and kept <= self.left - done + 1e-9
 
     def tell(self, point: Point, loss: float, kept: float, spent: float) -> None:
         """The validation logloss of a run, where NaN counts as worst, the epochs until the weights that were ``kept``, and those

@@ -22,7 +22,6 @@ from thinktwice.train.search import Search
 from thinktwice.train.unread import UnreadRows
 
 STAGE = "finetune"
-PATIENCE = 1.0  # epochs without a better validation logloss after which a run that finds its own length ends
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class _Runs:
         title: str,
         *,
         annealed: bool = False,
-        patience: float | None = None,
+        ends: Callable[[float, float], bool] | None = None,
     ) -> Trained:
         """Train a candidate; it is kept if no earlier run has the same or a lower validation logloss."""
         parts, model = self.parts, self.parts.start()
@@ -103,7 +102,7 @@ class _Runs:
             bar=Bar(STAGE, parts.label + title),
             checkpoints=checkpoints,
             annealed=annealed,
-            patience=patience,
+            ends=ends,
             weights=parts.weights,
             unread=parts.unread,
         )
@@ -132,7 +131,7 @@ def _within_budget(runs: _Runs) -> Tuned:
         own, longest, before = search.own_length, search.longest(point), runs.best
         candidate = TuningCandidate(point.table_l2, point.augmentation, point.unknown_share, longest)
         title = f"trial {len(trials) + 1}"
-        trained = runs.run(candidate, longest, title, annealed=not own, patience=PATIENCE if own else None)
+        trained = runs.run(candidate, longest, title, annealed=not own, ends=search.ends if own else None)
         length, spent = (trained.best.epoch, trained.curve[-1].epoch) if own else (longest, longest)
         search.tell(point, trained.best.valid_logloss, length, spent)
         if runs.best is not before:
