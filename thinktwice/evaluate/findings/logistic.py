@@ -61,21 +61,28 @@ def fit(train: EncodedRows, valid: EncodedRows, fields: FieldSpace) -> Fitted:
 
 
 def minimised(matrix: sparse.csr_matrix, label: np.ndarray, prior: float, start: np.ndarray) -> np.ndarray:
-    """Weights [D + 1] that minimise the sum of the loglosses plus |w|² / (2 prior); the bias is free."""
+    """Weights [D + 1] that minimise the sum of the loglosses plus |w|² / (2 prior); the bias is free.
+
+    They are searched in units of their curvature at 0, which differs by orders of magnitude between common and rare values: about a
+    third of the iterations.
+    """
     rows = len(label)
     transposed = matrix.T
+    squares = np.bincount(matrix.indices, np.square(matrix.data), matrix.shape[1])
+    scale = np.sqrt(np.append(squares / 4 + 1 / prior, rows / 4) / rows)
 
-    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
+    def objective(scaled: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = scaled / scale
         z = matrix @ weights[:-1] + weights[-1]
         error = (expit(z) - label) / rows
         pull = weights[:-1] / (prior * rows)
         value = float(np.mean(np.logaddexp(0.0, z) - label * z) + 0.5 * pull @ weights[:-1])
-        return value, np.append(transposed @ error + pull, error.sum())
+        return value, np.append(transposed @ error + pull, error.sum()) / scale
 
     found = minimize(
-        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "ftol": 1e-7, "gtol": 1e-5}
+        objective, start * scale, jac=True, method="L-BFGS-B", options={"maxiter": 200, "ftol": 1e-7, "gtol": 1e-5}
     )
-    return np.asarray(found.x)
+    return np.asarray(found.x / scale)
 
 
 def design(rows: EncodedRows, fields: FieldSpace) -> sparse.csr_matrix:
