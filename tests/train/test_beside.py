@@ -47,11 +47,12 @@ def steps(calls: list[int]) -> Train:
 
     def train(model: nn.Linear) -> None:
         calls.append(os.getpid())
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _ in range(5):
-            optimizer.zero_grad()
+            model.zero_grad()
             model(torch.ones(4, 3)).square().sum().backward()
-            optimizer.step()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.01 * parameter.grad
 
     return train
 
