@@ -9,10 +9,12 @@ from kfp import compiler, dsl
 from kfp import components as kfp_components
 
 import components.deployment.rollout.connect as connect_module
+from components.cluster.client import UnreachableError
 from components.deployment.deploy_to_cluster.component import deploy_to_cluster
 from components.deployment.deploy_to_cluster.deploy import deploy_version
 from components.deployment.promote.component import promote
-from components.deployment.rollout.run import status
+from components.deployment.rollout.run import canary, status
+from components.deployment.rollout.run import promote as run_promote
 from tests.cluster.api_process import ROOT, Api
 from tests.cluster.objects_store import Json
 from tests.cluster.served import FAST, V1, V2, V3, install, session
@@ -48,6 +50,31 @@ def test_a_version_becomes_a_canary_and_then_the_stable_version(api: Api, overla
     assert status(session(api)).live.stable == V3 and status(session(api)).live.canary is None
 
 
+@pytest.mark.parametrize(
+    ("name", "request_"),
+    [
+        ("standard", "PATCH .*inferenceservices"),
+        ("standard", "DELETE .*horizontalpodautoscalers"),  # the stable version is new, and the canary gone
+        ("experiment", "DELETE .*inferenceservices"),  # the arm and its record are left
+        ("knative", "PATCH .*inferenceservices"),
+    ],
+)
+def test_a_promotion_that_was_interrupted_is_completed(api: Api, overlay: Overlay, name: str, request_: str) -> None:
+    """The step is tried again after the API server was gone in the middle of the promotion."""
+    install(api, overlay(name))
+    canary(session(api), V2, 20)
+    api.control(faults=[{"match": request_, "times": 10**6, "cut": True}])
+    with pytest.raises(UnreachableError, match="does not answer"):
+        run_promote(session(api, patience_s=1.0))
+    api.control(faults=[])
+    assert deploy_to_cluster.python_func(model_uri=V2.uri, namespace="runs", whole=True) == V2.uri
+    found = status(session(api))
+    assert found.state is not None and (found.state.action, found.state.canary) == ("", None)
+    assert (found.live.stable, found.live.canary) == (V2, None)
+    assert not [n for n in api.objects("inferenceservices") if "treatment" in n]
+    assert deploy_to_cluster.python_func(model_uri=V3.uri, namespace="runs", percent=5) == V3.uri  # the next run
+
+
 def test_a_version_that_fails_fails_the_step(api: Api, overlay: Overlay) -> None:
     install(api, overlay("standard"))
     api.control(broken={V2.name: "storage"})
@@ -61,6 +88,7 @@ def test_a_version_that_fails_fails_the_step(api: Api, overlay: Overlay) -> None
         ({"form": "moon"}, "form 'moon' is unknown"),
         ({"percent": 0}, "percent 0 is not a share"),
         ({"percent": 101}, "not a share"),
+        ({"model_uri": "s3://mlpipeline/v2/artifacts/run/deploy/7/deployment/model"}, "give storage"),
     ],
 )
 def test_wrong_arguments(change: Json, said: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
+from components.deployment.deploy.deployment import MODEL_FOLDER
 from components.deployment.rollout.connect import open_session
-from components.deployment.rollout.objects import version_at
+from components.deployment.rollout.objects import Version, version_at
 from components.deployment.rollout.run import Choice, canary, promote, status
 from components.deployment.rollout.waiting import Waiting
 from thinktwice.choices import listed
@@ -41,7 +42,7 @@ def deploy_version(
     """See the step. Returns the storageUri.
 
     Raises:
-        PipelineError: the form or the share is none. BundleError, StorageError: the model cannot be copied. RolloutError: see ``canary``.
+        PipelineError: the form or the share is not valid, or the URI names no version. BundleError, StorageError: the model cannot be copied. RolloutError: see ``canary``.
     """
     kind = checked_form(form)
     if not 1 <= percent <= 100:
@@ -50,12 +51,25 @@ def deploy_version(
         model_uri, _ = push_model(model_uri.removeprefix("file://"), storage)
         tell(f"storageUri: {model_uri}")
     version = version_at(model_uri)
+    if version.name == MODEL_FOLDER:
+        raise PipelineError(
+            f"{model_uri} is the folder of the step deploy, whose name is not a version: give storage (model_storage of the pipeline), "
+            "the s3://BUCKET/FOLDER to copy it to"
+        )
     session = open_session(service, namespace, Waiting(limit_s=wait_s), tell=tell)
-    found = status(session).live
-    if found.stable.name == version.name and found.canary is None:
+    found = status(session, kind)
+    live, state = found.live, found.state
+    # With arms, only the record knows of a canary; and an interrupted promotion may have replaced the stable version already.
+    pending = state is not None and (state.action != "" or state.canary is not None)
+    if live.stable.name == version.name and live.canary is None and not pending:
         tell(f"{version.name} is the stable version already")
         return version.uri
-    canary(session, version, percent, kind)
+    if not (whole and state is not None and state.action == "promote" and _name(state.canary) == version.name):
+        canary(session, version, percent, kind)
     if whole:
         promote(session, kind)
     return version.uri
+
+
+def _name(version: Version | None) -> str:
+    return "" if version is None else version.name
