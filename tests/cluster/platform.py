@@ -66,6 +66,11 @@ def _split(routes: str, clusters: str) -> TrafficSplit:
     return read_split(routes.encode(), clusters.encode())
 
 
+def seconds(back: int = 0) -> str:
+    """The time ``back`` seconds ago, as the API writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - back))
+
+
 class Platform:
     """The controllers of one namespace.
 
@@ -253,7 +258,7 @@ class Platform:
     def _pod(self, owner: str, digest: str, labels: Json, number: int, now: float) -> Json:
         suffix = f"{random.randrange(1 << 20):05x}"
         value = {
-            "metadata": {"name": f"{owner}-{digest}-{suffix}", "labels": dict(labels), "owner": owner, "born": now},
+            "metadata": {"name": f"{owner}-{digest}-{suffix}", "labels": dict(labels), "owner": owner, "born": now, "creationTimestamp": seconds()},
             "spec": {"containers": [{"name": "kserve-container", "image": IMAGE}], "initContainers": [{"name": "storage-initializer", "image": "kserve/storage-initializer"}]},
             "status": {},
         }  # fmt: skip
@@ -296,7 +301,7 @@ class Platform:
         value = {
             "metadata": {"name": f"{name}.{reason}".lower()},
             "involvedObject": {"kind": kind, "name": name},
-            "type": "Warning", "reason": reason, "message": message,
+            "type": "Warning", "reason": reason, "message": message, "lastTimestamp": seconds(),
         }  # fmt: skip
         self.store.objects.setdefault(("events", value["metadata"]["name"]), None)  # type: ignore[arg-type]
         self.store.delete("events", value["metadata"]["name"])

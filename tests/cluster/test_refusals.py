@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from components.deployment.rollout.objects import version_at
+from components.deployment.rollout.objects import VERSION_LABEL, version_at
 from components.deployment.rollout.run import canary, promote, roll_back, status
 from components.deployment.rollout.waiting import Waiting
 from tests.cluster.api_process import Api
 from tests.cluster.objects_store import Json
+from tests.cluster.platform import seconds
 from tests.cluster.served import SHORT, V1, V2, install, load, session, until
 from tests.cluster.test_rollout import FORMS, ROUTE_URL, stable_pods
 from thinktwice.errors import RolloutError, ThinktwiceError
@@ -61,6 +62,34 @@ def test_a_canary_that_does_not_start_is_taken_back(api: Api, overlay: Overlay, 
     )
     api.control(broken={})
     canary(session(api), V2, 10)
+
+
+def past(kind: str) -> list[list[Any]]:
+    """What an earlier attempt has left in the namespace: an event about pods that could not be created, and pods that ended."""
+    owner = f"ctr-{V2.name}-predictor"
+    if kind == "event":
+        about = {"kind": "ReplicaSet", "name": f"{owner}-6d4f"}
+        text = 'pods "x" is forbidden: exceeded quota: team, requested: memory=1536Mi'
+        event = {"type": "Warning", "reason": "FailedCreate", "message": text, "lastTimestamp": seconds(back=1200)}
+        return [["events", {"metadata": {"name": "old.1"}, "involvedObject": about, **event}]]
+    labels = {"serving.kserve.io/inferenceservice": "ctr", VERSION_LABEL: V2.name}
+    metadata: Json = {"name": f"{owner}-6d4f-old", "labels": labels, "creationTimestamp": seconds(back=1200)}
+    crashed = {"name": "kserve-container", "state": {"terminated": {"exitCode": 137, "reason": "Error"}}}
+    status: Json = {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}
+    if kind == "ending":
+        metadata["deletionTimestamp"] = seconds()
+        status = {"phase": "Running"}
+    spec = {"containers": [{"name": "kserve-container", "image": "x:1"}]}
+    return [["pods", {"metadata": metadata, "spec": spec, "status": status | {"containerStatuses": [crashed]}}]]
+
+
+@pytest.mark.parametrize("kind", ["event", "evicted", "ending"])
+def test_what_is_past_does_not_fail_a_version(api: Api, overlay: Overlay, kind: str) -> None:
+    """The pods take longer to become ready than a fault may last."""
+    install(api, overlay("standard"))
+    api.control(ready_s=2.0, objects=past(kind))
+    canary(session(api), V2, 10)
+    assert status(session(api)).live.canary == V2
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ from thinktwice.errors import RolloutError
 IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 INITIALIZER = "storage-initializer"
-STORAGE_EXITS = ("Error", "OOMKilled", "ContainerCannotRun")
+SECONDS = len("2024-01-31T12:00:00")  # of a time of the API, which may have a fraction
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def predictor_faults(api: Api, service: str, version: str, owner: str) -> list[F
     """
     pods = api.list(PODS, labelSelector=f"{SERVICE_LABEL}={service},{VERSION_LABEL}={version}")
     found = pod_faults(api, [pod for pod in pods if pod["metadata"]["name"].startswith(owner)])
-    return found + event_faults(api, owner, {pod["metadata"]["name"] for pod in pods})
+    return found + event_faults(api, owner, pods)
 
 
 def pod_faults(api: Api, pods: Sequence[Json]) -> list[Fault]:
@@ -101,8 +101,14 @@ def pod_faults(api: Api, pods: Sequence[Json]) -> list[Fault]:
 def _pod(api: Api, pod: Json) -> Iterator[Fault]:
     name, status = pod["metadata"]["name"], pod.get("status", {})
     describe = f"`kubectl describe pod {name} -n {api.namespace}`"
-    if status.get("reason") == "Evicted":
-        yield Fault(f"pod {name} was evicted ({status.get('message')}): see {describe}")
+    if "deletionTimestamp" in pod["metadata"]:
+        return  # it ends
+    if (
+        status.get("phase") == "Failed"
+    ):  # evicted, or refused by its node: another pod takes its place, and this one stays for days
+        why = f"{status.get('reason')}: {status.get('message')}"
+        yield Fault(f"pod {name} has ended ({why}): see {describe}", lasting=False)
+        return
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             yield Fault(
@@ -169,26 +175,36 @@ _CREATION = (
 )
 
 
-def event_faults(api: Api, owner: str, pods: set[str]) -> list[Fault]:
-    """Faults that only events tell: pods that could not be created, and volumes that cannot be mounted."""
-    found = []
+def event_faults(api: Api, owner: str, pods: Sequence[Json]) -> list[Fault]:
+    """Faults that only events show: pods that could not be created, and volumes that cannot be mounted.
+
+    Kubernetes keeps an event for an hour. One that is older than the newest pod of the version is past: pods can be created again.
+    """
+    found, names = [], {pod["metadata"]["name"] for pod in pods}
+    newest = max((str(pod["metadata"].get("creationTimestamp") or "") for pod in pods), default="")[:SECONDS]
     for event in api.list(EVENTS, fieldSelector="type=Warning"):
         about = event.get("involvedObject", {})
         name, why = about.get("name") or "", event.get("reason", "")
         text = " ".join(event.get("message", "").split())[:400]
-        if name in pods and why in ("FailedMount", "FailedAttachVolume"):
+        if name in names and why in ("FailedMount", "FailedAttachVolume"):
             found.append(
                 Fault(
                     f"pod {name} cannot mount a volume ({text}): check the claim or Secret that it names", lasting=False
                 )
             )
-        if not name.startswith(owner) or about.get("kind") == "Pod":
+        if not name.startswith(owner) or about.get("kind") == "Pod" or _last_seen(event) < newest:
             continue
         for part, advice in _CREATION:
             if part in text:
                 found.append(Fault(f"{about.get('kind')} {name} cannot create its pods ({text}): {advice}"))
                 break
     return found
+
+
+def _last_seen(event: Json) -> str:
+    """When an event happened last, in whole seconds; an event without a time counts as present."""
+    times = (event.get("lastTimestamp"), (event.get("series") or {}).get("lastObservedTime"), event.get("eventTime"))
+    return max((str(time)[:SECONDS] for time in times if time), default="9")
 
 
 def service_fault(service: Json) -> list[Fault]:
