@@ -99,7 +99,7 @@ def _joined_chunks(
         workspace = Path(name)
         for file in (SETTINGS_FILE, REGISTRY_FILE):
             shutil.copy(store_dir / file, workspace / file)
-        with open_store(workspace) as store, engine(workspace) as connection, quiet():
+        with open_store(workspace, online=False) as store, engine(workspace) as connection, quiet():
             for start in track(starts, stage="build_training_set", total=len(starts), label="point-in-time join"):
                 chunk = rows.slice(start, CHUNK_ROWS)
                 segmented = write_chunk(connection, chunk, specs, store_dir / DATA, workspace / DATA, SEGMENT_ROWS)

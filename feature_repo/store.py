@@ -41,6 +41,7 @@ from thinktwice.progress import note, track
 from thinktwice.release.feature_store import (
     DATA,
     INFO_FILE,
+    NOT_CONNECTED,
     REDIS_ADDRESS,
     REGISTRY_FILE,
     SETTINGS_FILE,
@@ -241,16 +242,17 @@ def write_config(folder: Path, project: str, online: OnlineStoreKind, redis_addr
 
 
 @contextlib.contextmanager
-def open_store(folder: Path, *, overwrite: bool = False) -> Iterator[FeatureStore]:
+def open_store(folder: Path, *, online: bool = True, overwrite: bool = False) -> Iterator[FeatureStore]:
     """Open the Feast store of a folder; its online connection is closed at the end.
 
     Args:
+        online: False for a reader of the tables alone, which needs neither the address nor the password of a Redis.
         overwrite: a row that is written replaces one of the same or a later time in Redis, which Feast keeps otherwise.
 
     Raises:
         FeatureStoreError: its settings or registry contain disallowed content.
     """
-    settings = read_settings(folder)
+    settings = read_settings(folder) if online else read_settings(folder, NOT_CONNECTED)
     load_sdk()
     from feast import FeatureStore, RepoConfig
     from feast.protos.feast.core.FeatureView_pb2 import FeatureView
@@ -268,11 +270,11 @@ def open_store(folder: Path, *, overwrite: bool = False) -> Iterator[FeatureStor
         yield store
     finally:
         # Feast never closes the file of its SQLite store, which causes late errors on a full disk or in a moved folder.
-        online = getattr(store._get_provider(), "online_store", None)
-        connection = getattr(online, "_conn", None)
-        if online is not None and connection is not None:
+        opened = getattr(store._get_provider(), "online_store", None)
+        connection = getattr(opened, "_conn", None)
+        if opened is not None and connection is not None:
             connection.close()
-            online._conn = None
+            opened._conn = None
 
 
 def _apply_and_materialize(

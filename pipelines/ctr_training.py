@@ -255,7 +255,8 @@ def build_pipeline(
                         state_dir=state_dir,
                         code_version=code_version,
                     )
-                    configure(deployment, "effect")
+                    # It fills a Redis again that has lost what a cached materialization wrote.
+                    with_online_store(configure(deployment, "effect"), profile)
 
                     with dsl.If(serving_namespace != "", name="canary-is-wanted"):
                         canary = deploy_to_cluster(

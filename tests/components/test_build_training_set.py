@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,13 @@ import polars as pl
 import pytest
 
 from components.features.build_training_set import component
-from feature_repo.store import build
+from feature_repo.store import build, open_store, read_info, write_config
 from tests.features.conftest import SCHEMA, CleanLog, make_rows, write_clean
 from thinktwice.data.instant.definition import definition_of
 from thinktwice.data.instant.log_counters import log_counters, log_rows
 from thinktwice.data.training_set import load_training_set
-from thinktwice.errors import DataError
+from thinktwice.errors import DataError, FeatureStoreError
+from thinktwice.release.feature_store import REDIS_ADDRESS, REDIS_PASSWORD
 from thinktwice.schema import load_schema
 
 pytestmark = [
@@ -107,6 +109,21 @@ def test_a_schema_with_instant_statistics_gives_counters(tmp_path: Path) -> None
         assert counted is not None
         np.testing.assert_array_equal(counted, expected[[place[row_id] for row_id in opened.rows(part)["row_id"]]])
     assert np.isfinite(expected).mean() > 0.3
+
+
+def test_the_address_of_a_redis_is_not_needed(
+    log: CleanLog, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cluster only the steps that write to Redis get its address and password."""
+    other = tmp_path / "store"
+    shutil.copytree(store, other)
+    write_config(other, read_info(store).project, "redis", "")
+    for name in (REDIS_ADDRESS, REDIS_PASSWORD):
+        monkeypatch.delenv(name, raising=False)
+    artifact, _ = run(log, other, tmp_path / "redis", "time")
+    assert artifact.metadata["rows"] == 200
+    with pytest.raises(FeatureStoreError, match=f"{REDIS_ADDRESS}, which is not set"), open_store(other):
+        pass
 
 
 def test_an_unknown_split_fails_the_step(log: CleanLog, store: Path, tmp_path: Path) -> None:

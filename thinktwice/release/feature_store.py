@@ -40,6 +40,7 @@ MAX_SETTINGS, MAX_REGISTRY = 64 << 10, 8 << 20  # bytes
 
 REDIS_ADDRESS = "THINKTWICE_REDIS_ADDRESS"  # host:port, optionally followed by comma-separated options
 REDIS_PASSWORD = "THINKTWICE_REDIS_PASSWORD"  # noqa: S105 - the name of a variable; sent to that address alone
+NOT_CONNECTED = {REDIS_ADDRESS: "-", REDIS_PASSWORD: "-"}  # environment of a reader that asks no Redis
 REGISTRY_URL = "THINKTWICE_FEAST_REGISTRY"  # of the shared registry, with its password; no predictor reads it
 #: Permitted options after the address of a Redis in the settings of a store.
 REDIS_OPTIONS = frozenset(

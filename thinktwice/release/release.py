@@ -28,11 +28,10 @@ from thinktwice.release.bundle import Manifest, bundle_hash, copy_bundle, read_m
 from thinktwice.release.feature_store import (
     DATA,
     FEATURE_STORE,
+    NOT_CONNECTED,
     ONLINE_FILE,
     ONLINE_SIDE_FILES,
     PUSHED,
-    REDIS_ADDRESS,
-    REDIS_PASSWORD,
     SMALL_FILES,
     is_store_file,
     read_settings,
@@ -199,8 +198,7 @@ def _store_files(store: Path) -> dict[str, FileEntry]:
 
 def _online(store: Path) -> str:
     """Kind of the online store; the address of a Redis need not be set."""
-    environment = {REDIS_ADDRESS: "-", REDIS_PASSWORD: "-"}
-    return read_settings(store, environment).online_store.type
+    return read_settings(store, NOT_CONNECTED).online_store.type
 
 
 def read_release(folder: Path, policy: ReleasePolicy, trusted: Sequence[Path]) -> Accepted | None:
