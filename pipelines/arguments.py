@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from components.choices import DeployTarget
@@ -74,6 +76,10 @@ class RunArguments(BaseModel):
 
     @model_validator(mode="after")
     def _known_canary(self) -> RunArguments:
+        if self.serving_namespace and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", self.serving_namespace):
+            raise ValueError(
+                f"--serving-namespace {self.serving_namespace!r} is not the name of a namespace: use lower-case letters, digits and hyphens"
+            )
         if self.serving_namespace and not self.model_storage:
             raise ValueError(
                 f"the canary in {self.serving_namespace} needs a folder of versions that the cluster reads: give --model-storage s3://BUCKET/FOLDER"

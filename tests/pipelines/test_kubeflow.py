@@ -306,6 +306,7 @@ def test_a_server_with_users(
         (["--source", "sim", "--online-store", "redis"], "needs the address of the server"),
         (["--source", "sim", "--serving-namespace", "ads"], "give --model-storage s3://BUCKET/FOLDER$"),
         (["--source", "sim", "--model-storage", "s3://m/ctr"], "give --serving-namespace too"),
+        (["--source", "sim", "--serving-namespace", "My_Ads", *CANARY[2:]], "is not the name of a namespace"),
         (["--source", "sim", *CANARY[:2], "--model-storage", "/tmp/m"], "is not a folder of an object store"),
         (["--source", "sim", "--profile", "local"], "runs here"),
         (["--source", "sim", "--window-days", "2"], "belongs to --pipeline features"),
