@@ -14,7 +14,7 @@ from components.deployment.rollout.waiting import Waiting
 from tests.cluster.api_process import Api
 from tests.cluster.objects_store import Json
 from tests.cluster.platform import seconds
-from tests.cluster.served import SHORT, V1, V2, install, load, session, until
+from tests.cluster.served import SHORT, V1, V2, V3, install, load, session, until
 from tests.cluster.test_rollout import FORMS, ROUTE_URL, stable_pods
 from thinktwice.errors import RolloutError, ThinktwiceError
 
@@ -121,6 +121,29 @@ def test_a_promotion_that_fails_restores_the_version_before(
     assert found.live.stable == V1 and found.live.canary is None and found.state is not None and not found.state.canary
     # The canary itself was broken: its own share failed until it was gone; nothing that V1 would have answered did.
     assert traffic.versions[V1.name] > 0.5 * sum(traffic.statuses.values())
+
+
+@pytest.mark.parametrize(("name", "form", "url"), FORMS, ids=IDS)
+def test_a_version_that_cannot_come_back_leaves_the_promoted_one(
+    api: Api, overlay: Overlay, name: str, form: str, url: str
+) -> None:
+    """For example because its model was deleted from the store: the next roll-out begins where this one did."""
+    install(api, overlay(name))
+    canary(session(api), V2, 10)
+    promote(session(api))
+    api.control(broken={V1.name: "storage"})
+    with (
+        load(api, url) as traffic,
+        pytest.raises(
+            RolloutError, match=rf"roll-back to {V1.name} failed and was taken back, {V2.name} keeps serving"
+        ),
+    ):
+        roll_back(session(api))
+    found = status(session(api))
+    assert found.live.stable == V2 and found.live.canary is None
+    assert found.state is not None and (found.state.action, found.state.previous) == ("", V1)
+    assert traffic.failed == 0 and set(traffic.versions) == {V2.name}
+    canary(session(api), V3, 10)
 
 
 def test_a_version_without_scores_gets_no_requests(api: Api, overlay: Overlay) -> None:

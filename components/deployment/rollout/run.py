@@ -144,7 +144,18 @@ def roll_back(session: Session, form: Choice = "auto", duration_s: int = DURATIO
                 f"there is nothing to roll back: {live.stable.name} serves all requests and no version before it is known; roll out an earlier bundle instead"
             )
         lock.save(state)
-        target.roll_back(state)
+        if state.canary is None and live.stable != state.stable:  # of a promotion: the promoted version works
+            promoted = State(
+                form=kind,
+                stable=live.stable,
+                previous=state.stable,
+                percent=live.percent,
+                min_replicas=live.min_replicas,
+            )
+            with _taken_back(session, lock, target, promoted, f"the roll-back to {state.stable.name}"):
+                target.roll_back(state)
+        else:
+            target.roll_back(state)
         lock.save(State(form=kind, stable=state.stable))
         session.tell(f"{state.stable.name}: serves all requests, no canary is left")
 
