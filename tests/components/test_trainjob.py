@@ -255,6 +255,23 @@ def test_a_failed_job_tells_why(api: Api, cluster: Cluster) -> None:
         assert text in str(raised.value)
 
 
+def test_a_pod_that_waits_says_why_once(api: Api, cluster: Cluster) -> None:
+    name = job_name(settings())
+    container = {"name": "node", "image": "", "imageID": "", "ready": False, "restartCount": 0}
+    pull = {**container, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+    starts = {**container, "state": {"waiting": {"reason": "ContainerCreating"}}}
+    unplaced = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes have a GPU"}
+    states = [{"containerStatuses": [pull]}, {"containerStatuses": [starts]}, {"conditions": [unplaced]}]
+    pods = [{"metadata": {"name": f"{name}-{n}"}, "spec": {}, "status": status} for n, status in enumerate(states)]
+    api.control(status=[[], [], [], ["Complete"]], pods=pods)
+    said: list[str] = []
+    run(cluster, said)
+    assert [line for line in said if line.startswith(f"{name}-")] == [
+        f"{name}-0: ImagePullBackOff: no such image",
+        f"{name}-2: no node yet (0/3 nodes have a GPU)",
+    ]
+
+
 def test_a_deadline_deletes_the_job(api: Api, cluster: Cluster) -> None:
     api.control(status=[["Suspended"]])
     with pytest.raises(PipelineError, match="waits in the queue and is not complete after 0 s, so it was deleted"):

@@ -11,6 +11,7 @@ from components.training.launch_trainjob.objects import SETTINGS_ANNOTATION, Job
 from thinktwice.errors import PipelineError
 
 LOG_LINES = 200  # of a pod, per look
+STARTING = ("ContainerCreating", "PodInitializing")  # reasons to wait that pass
 SHOWN_EVENTS, SHOWN_LINES = 5, 20  # in the message for a failure
 
 
@@ -23,7 +24,7 @@ def launch(
     tell: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
-    """Create the TrainJob or attach to it, and wait until it is complete. Its log lines are passed to ``tell``.
+    """Create the TrainJob or attach to it, and wait until it is complete. Its log lines, and why its pods wait, are passed to ``tell``.
 
     Args:
         wait_s: seconds until the job is given up and deleted, waiting in a queue included.
@@ -41,13 +42,19 @@ def launch(
     if job is None:
         _check_own(cluster.get(name), wanted)
     seen: dict[str, str] = {}
+    shown: set[str] = set()
     state = ""
     while True:
         job = cluster.get(name)
         if job is None:
             raise PipelineError(f"TrainJob {name} was deleted while it ran: run the step again")
-        for line in _new_lines(cluster, name, seen):
+        pods = cluster.pods(name)
+        for line in _new_lines(cluster, pods, seen):
             tell(line)
+        for line in dict.fromkeys(_waits(pods)):
+            if line not in shown:
+                shown.add(line)
+                tell(line)
         ended, reason = _ended(job)
         if ended == "Complete":
             return name
@@ -98,10 +105,25 @@ def _ended(job: Json) -> tuple[str, str]:
     return "", ""
 
 
-def _new_lines(cluster: Cluster, name: str, seen: dict[str, str]) -> list[str]:
+def _waits(pods: list[Json]) -> list[str]:
+    """Why pods do not run: a node or an image that is not there does not fail a job, and it would wait for hours."""
+    found = []
+    for pod in pods:
+        own, status = pod["metadata"]["name"], pod.get("status", {})
+        for condition in status.get("conditions", []):
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                found.append(f"{own}: no node yet ({condition.get('message')})")
+        for container in status.get("containerStatuses", []):
+            waiting = container["state"].get("waiting") or {}
+            if waiting.get("reason", STARTING[0]) not in STARTING:
+                found.append(f"{own}: {waiting['reason']}: {waiting.get('message')}")
+    return found
+
+
+def _new_lines(cluster: Cluster, pods: list[Json], seen: dict[str, str]) -> list[str]:
     """Log lines since the last look, without their times. A line is known by its time, which the log is sorted by."""
     new = []
-    for pod in cluster.pods(name):
+    for pod in pods:
         own = pod["metadata"]["name"]
         known = seen.get(own, "")
         for line in cluster.log(own, LOG_LINES):
