@@ -27,6 +27,7 @@ from thinktwice.data.instant.as_of import columns_of, evidence_as_of
 from thinktwice.data.instant.definition import Definition, definition_of
 from thinktwice.data.point_in_time import with_columns
 from thinktwice.data.scoring_rows import as_table, event_times
+from thinktwice.data.sources.file_kind import kind_of
 from thinktwice.errors import DataError, FeatureStoreError, SchemaError, reason
 from thinktwice.files import atomic_file
 from thinktwice.parquet import open_parquet, parquet_writer
@@ -128,6 +129,9 @@ def _open(source: Path) -> pq.ParquetFile:
     try:
         return open_parquet(source)
     except (OSError, pa.ArrowException) as error:
+        kind = kind_of(source) if source.is_file() else None
+        if kind is not None and kind.is_data and kind.fix and not kind.is_parquet:
+            raise DataError(f"{source} is {kind.words}, and rows to score are read from parquet: {kind.fix}") from error
         raise DataError(f"{source} cannot be read as parquet ({reason(error)}): use a parquet file") from error
 
 

@@ -207,6 +207,7 @@ def test_an_empty_file_gives_an_empty_file(champion: Champion, asked: pl.DataFra
 WRONG = {
     "no file": (None, [], "cannot be read as parquet"),
     "no parquet": (b"no parquet", [], "cannot be read as parquet"),
+    "a log of text": (b"user_id,slot\nu1,a\nu2,b\n", [], "a CSV file, and rows to score are read from parquet: convert it"),
     "no user": (lambda rows: rows.drop("user_id"), ["--features", "online"], "no column 'user_id'"),
     "no context": (lambda rows: rows.drop("slot"), ["--features", "online"], "no column 'slot'"),
     "no time": (lambda rows: rows.drop("event_time"), ["--features", "point-in-time"], "no time"),
