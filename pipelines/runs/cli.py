@@ -129,7 +129,7 @@ def clean(
             tell("nothing was removed")
             return
     cleaning.clean(work, folder, keep, made)
-    tell(f"removed {len(made.removals)} runs, {decimal(made.size)}")
+    tell(f"removed {len(made.removals)} run{'' if len(made.removals) == 1 else 's'}, {decimal(made.size)}")
 
 
 def _recorded(run: "Run") -> tuple[str, str]:
