@@ -129,7 +129,7 @@ KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
             "of": ("The categorical item field, or the item's key, whose values it contains.", "of: item"),
             "length": ("Number of values, newest first.", "length: 20"),
             "clicks_only": ("Only of clicked impressions.", "clicks_only: false"),
-            "column": ("A column that has the sequence already: a list, or text with a separator. Without it, it is computed from the log.", "column: history"),
+            "column": ("A column that has the sequence already: a list, or text with a separator. Without it, it is computed from the log. With a table of users, a column of that table.", "column: history"),
             "separator": ("Text between the values of the column, if it is text (default |).", 'separator: ","'),
             "order": ("Order of the column: newest_first (default) or newest_last.", "order: newest_last"),
         },
@@ -146,7 +146,7 @@ KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
     SideTables: (
         "tables",
         {
-            "users": ("The table of users. Their fields and vectors are read from it and not from the log.", "users: {path: users.csv}"),
+            "users": ("The table of users. Their fields, vectors and sequences with a column are read from it and not from the log.", "users: {path: users.csv}"),
             "items": ("The table of items. Their fields, vectors and title are read from it and not from the log.", "items: {path: items.parquet, key: sku}"),
         },
     ),
