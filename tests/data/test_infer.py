@@ -148,6 +148,26 @@ def test_numbers_in_lists_of_different_lengths_may_be_weights(tmp_path: Path) ->
     ]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "asked"), [(("0.5", "0.25", "1"), True), (("1", "2", "3"), False), (("-0.5", "1", "2"), False)]
+)
+def test_text_of_fractions_may_be_the_weights_of_a_list(numbers: tuple[str, ...], asked: bool, tmp_path: Path) -> None:
+    lists = [[k for k in range(3) if n >> k & 1] for n in range(400)]
+    frame = pl.DataFrame(
+        {
+            "user": [f"u{n % 20}" for n in range(400)],
+            "click": [n % 3 % 2 for n in range(400)],
+            "tags": ["|".join(f"t{k}" for k in one) for one in lists],
+            "scores": ["|".join(numbers[k] for k in one) for one in lists],
+        }
+    )
+    frame.write_csv(tmp_path / "log.csv")
+    found = infer_schema(str(tmp_path / "log.csv"))
+    assert {("tags", "list"), ("scores", "list")} <= {(f.column, f.kind) for f in found.roles.fields}
+    assert ("# ? Are its numbers the weights of the elements of a list?" in found.text) == asked
+    assert ("add 'weights: scores'" in found.text) == asked
+
+
 def test_vectors_of_every_format_belong_to_their_entity(tmp_path: Path) -> None:
     from tests.data.own_logs import as_json_lines
 
@@ -267,6 +287,10 @@ def test_many_rows_without_a_user_raise_the_budget_with_a_question(tmp_path: Pat
     found = infer(log, tmp_path)
     assert found.schema.quarantine_budget >= 0.1
     assert "# ? Up to 10.0% of the rows will be quarantined (300 without user_id)" in found.text
+    assert "# ? Are these the rows of anonymous visitors? Then add 'anonymous: true'" in found.text
+    text = found.text.replace("user: {key: user_id", "user: {key: user_id, anonymous: true", 1)
+    (tmp_path / "anonymous.yaml").write_text(text, encoding="utf-8")
+    assert load_schema(tmp_path / "anonymous.yaml").entities.user.anonymous  # type: ignore[union-attr]
 
 
 def two_valued(values: tuple[object, object], rows: int = 3000) -> pl.DataFrame:

@@ -116,11 +116,25 @@ def _place_list(
         if of.is_list
         else f"text of up to {most} values with {separator!r} between them"
     )
+    if not of.is_list and _are_weights(text, separator):
+        question = "; ".join(filter(None, (question, _WEIGHTS.format(of.name))))
     role = FieldRole(of.name, "list", entity, f"{why}; {reason}", question, length=min(MAX_LIST, max(20, 2 * most)))
     role.separator = "" if of.is_list else separator
     if entity == "context" and names.rank(of.name, names.OUTCOME) is not None:
         role.leak = "suspected leak: its name says that it happens after the impression"
     roles.fields.append(role)
+
+
+_WEIGHTS = (
+    "Are its numbers the weights of the elements of a list? Then remove this field and add 'weights: {}' to that list."
+)
+
+
+def _are_weights(text: pl.Series, separator: str) -> bool:
+    """Whether all elements are numbers of at least 0, some with a fraction."""
+    elements = text.drop_nulls().str.split(separator).explode().str.strip_chars()
+    read = elements.cast(pl.Float64, strict=False)
+    return read.null_count() == 0 and bool((read >= 0).all()) and bool((read % 1 != 0).any())
 
 
 def _place_vector(

@@ -144,8 +144,13 @@ def _entities(measured: Measured, roles: Roles, keys: dict[str, str]) -> list[st
         missing = f", {of.missing:,} rows without one" if of.missing else ""
         lines += [
             f"  # by its name; {measured.text(column).n_unique():,} values in the sample{missing}",
-            f"  {entity}: {_flow(written)}",
         ]
+        if entity == "user" and of.missing:
+            lines.append(
+                f"  # {ASK} Are these the rows of anonymous visitors? Then add 'anonymous: true': they train and get the vector of an "
+                "unknown user. Otherwise they are quarantined."
+            )
+        lines.append(f"  {entity}: {_flow(written)}")
     return lines
 
 
@@ -271,6 +276,6 @@ def _budget(measured: Measured, roles: Roles) -> list[str]:
         return []
     words = ", ".join(f"{count:,} {what}" for what, count in bad.items() if count)
     return [
-        f"# {ASK} Up to {share:.1%} of the rows will be quarantined ({words}). Are they to be lost? Otherwise correct the log.",
+        f"# {ASK} Up to {share:.1%} of the rows will be quarantined ({words}) and not used. Is that intended? Otherwise correct the log or the schema.",
         f"quarantine_budget: {min(1.0, round(share * 1.25 + 0.005, 3))}",
     ]
