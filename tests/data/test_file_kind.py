@@ -75,7 +75,9 @@ def test_the_command_in_the_sentence_makes_a_log_that_is_read(tmp_path: Path, na
     write(tmp_path / name)
     message = refusal(tmp_path / name, tmp_path)
     assert f"{name} is {words}, and a log is read from parquet: convert it to parquet, e.g. with `" in message
-    command = shlex.split(message.split("e.g. with `")[1].rstrip("`"))
+    command = shlex.split(message.split("e.g. with `")[1].split("`")[0])
+    as_text = words.split()[-2] in ("CSV", "TSV", "lines")
+    assert message.endswith("; or read it as it is with --source log") == as_text
     done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (made,) = set(tmp_path.glob("*.parquet")) - {tmp_path / name}

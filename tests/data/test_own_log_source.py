@@ -113,6 +113,14 @@ FAULTS: dict[str, tuple[Callable[[Path], str], str]] = {
         "other.csv has none of the columns that the schema names",
     ),
     "an empty part": (lambda f: ((f / "x.csv").write_text(""), str(f))[1], "x.csv is empty: give the whole file"),
+    "a part with a NUL byte": (
+        lambda f: ((f / "x.csv").write_bytes((f / "2.csv").read_bytes() + b"a\0b\n"), str(f))[1],
+        "x.csv is no text, although its name says .csv",
+    ),
+    "a gzipped part with a NUL byte": (
+        lambda f: ((f / "x.csv.gz").write_bytes(gzip.compress(b"a,b\n1,\0\n")), str(f))[1],
+        r"x.csv.gz is no text, although its name says .csv \(line 2 has a NUL byte\)",
+    ),
     "a truncated gzip": (
         lambda f: ((f / "x.csv.gz").write_bytes(gzip.compress(bytes((f / "2.csv").read_bytes()))[:200]), str(f))[1],
         "is truncated or damaged",

@@ -49,7 +49,7 @@ def detect(open_stream: Opener, where: str) -> Dialect:
     """The dialect of a file, from its first block.
 
     Raises:
-        DataError: it is empty, or no separator splits its first line.
+        DataError: it is empty, its lines end with carriage returns alone, or no separator splits its first line.
     """
     encoding = _encoding(next(blocks(open_stream, where), b""))
     head = next(_text_blocks(open_stream, where, encoding), b"").decode("utf-8", errors="replace")
@@ -57,6 +57,10 @@ def detect(open_stream: Opener, where: str) -> Dialect:
     if not lines:
         raise DataError(f"{where} is empty: give the whole file")
     lines = lines[:-1] if len(lines) > SAMPLE_LINES else lines
+    if len(lines) == 1 and "\r" in lines[0]:
+        raise DataError(
+            f"{where} ends its lines with carriage returns alone: write it with line feeds, such as with `tr '\\r' '\\n'`"
+        )
 
     def fit(delimiter: str) -> tuple[float, int]:
         cells = [_num_cells(line, delimiter) for line in lines]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import re
 import shlex
 import zipfile
 import zlib
@@ -14,7 +15,8 @@ from thinktwice.storage.object_path import AnyPath
 
 HEAD_BYTES = 1 << 16
 
-PARQUET = "a parquet file"
+TEXT_LOGS = frozenset({"csv", "tsv", "jsonl", "ndjson"})  # endings of nothing but logs of text
+PARQUET, NO_TEXT = "a parquet file", "no text"
 #: First bytes -> format. A longer prefix comes before a shorter one that it starts with.
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"PAR1", PARQUET),
@@ -52,6 +54,11 @@ class FileKind(NamedTuple):
     @property
     def is_parquet(self) -> bool:
         return self.words == PARQUET
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is CSV, TSV or JSON lines, plain or gzipped."""
+        return re.match("an? (gzip-compressed )?(CSV|TSV|JSON lines)", self.words) is not None
 
 
 def kind_of(path: AnyPath) -> FileKind:
@@ -122,6 +129,8 @@ def _packed(head: bytes, codec: str, path: AnyPath) -> FileKind:
     if inner is None:
         return FileKind(f"{article} {codec}-compressed file", True, f"{unpack} and give the parquet file in it")
     kind = _of_bytes(inner, path.with_suffix(""))
+    if kind.words.startswith(NO_TEXT):
+        return kind
     noun = kind.words.removeprefix("an ").removeprefix("a ")
     if kind.words.startswith("a CSV") or kind.words.startswith("a TSV"):
         return FileKind(f"{article} {codec}-compressed {noun}", True, _csv_fix(path, inner))
@@ -154,7 +163,7 @@ def _text(head: bytes, path: AnyPath) -> FileKind:
         except UnicodeDecodeError:
             text = head.decode("latin-1")
     if "\0" in text:
-        return FileKind("a binary file of an unknown format", False)
+        return _not_text(head, path)
     start = text.lstrip()[:2000]
     if start.lower().startswith(("<!doctype html", "<html")):
         return FileKind("an HTML page, perhaps the error page of a download", False, "download the file again")
@@ -169,6 +178,19 @@ def _text(head: bytes, path: AnyPath) -> FileKind:
     if path.suffix.lower() in (".csv", ".tsv") and lines:
         return FileKind(f"a {path.suffix[1:].upper()} file", True, _csv_fix(path, head))
     return unknown
+
+
+def _not_text(head: bytes, path: AnyPath) -> FileKind:
+    """A file with NUL bytes. One that is named as a log of text is data, so that a folder is not read without it."""
+    ending = next((e for e in reversed(path.name.lower().split(".")[1:]) if e not in ("gz", "gzip")), "")
+    if ending not in TEXT_LOGS:
+        return FileKind("a binary file of an unknown format", False)
+    line = head[: head.index(b"\0")].count(b"\n") + 1
+    return FileKind(
+        f"{NO_TEXT}, although its name says .{ending} (line {line} has a NUL byte)",
+        True,
+        "export it again as UTF-8 text, or remove the NUL bytes with `tr -d '\\000'`",
+    )
 
 
 def _cut(head: bytes) -> bytes:

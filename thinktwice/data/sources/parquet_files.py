@@ -27,7 +27,8 @@ def footer(file: AnyPath) -> tuple[int, pa.Schema]:
     if kind.words == "empty":
         raise DataError(f"{file} is empty: {kind.fix}")
     if not kind.is_parquet and (kind.is_data or kind.fix):
-        raise DataError(f"{file} is {kind.words}, and a log is read from parquet: {kind.fix}")
+        as_it_is = "; or read it as it is with --source log" if kind.is_text else ""
+        raise DataError(f"{file} is {kind.words}, and a log is read from parquet: {kind.fix}{as_it_is}")
     try:
         with open_parquet(file) as opened:
             return int(opened.metadata.num_rows), opened.schema_arrow
