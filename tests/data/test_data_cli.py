@@ -59,7 +59,7 @@ def test_simulate_and_ingest_write_a_folder(tmp_path: Path) -> None:
     ]
     (tmp_path / "train.txt").write_text("\t".join(map(str, range(40))) + "\nbroken\n")
     text = run("ingest", "--source", "criteo", "--path", str(tmp_path / "train.txt"), "--out", str(tmp_path / "raw"))
-    assert "1 rows in " in text and "1 lines could not be split" in text
+    assert "1 rows in " in text and "1 line could not be split" in text
 
 
 def test_fetch_prints_the_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

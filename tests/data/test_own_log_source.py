@@ -207,6 +207,20 @@ def test_broken_json_lines_are_kept(tmp_path: Path) -> None:
         assert error.startswith(words)
 
 
+@pytest.mark.parametrize(("ending", "broken"), [("csv", '"open,x'), ("jsonl", '{"at": ')])
+def test_a_broken_record_of_several_files_names_its_file(ending: str, broken: str, tmp_path: Path) -> None:
+    parts(tmp_path / "logs", ending)
+    expected = []
+    for name in (f"10.{ending}", f"30.{ending}"):
+        whole = (tmp_path / "logs" / name).read_bytes()
+        (tmp_path / "logs" / name).write_bytes(whole + f"{broken}\n".encode())
+        expected.append(f"{name}, line {len(whole.splitlines()) + 1}")
+    snapshot, _ = read(tmp_path / "logs", tmp_path)
+    assert (snapshot.rows, snapshot.unparsable_rows) == (90, 2)
+    errors = pl.read_parquet(tmp_path / "raw/unparsable.parquet")["error"].to_list()
+    assert [e.split(":")[0] for e in errors] == expected
+
+
 def test_a_column_of_mixed_types_is_named(tmp_path: Path) -> None:
     rows = [
         {

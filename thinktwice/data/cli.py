@@ -305,7 +305,9 @@ def _report(snapshot: Snapshot, out: Path) -> None:
     for line in snapshot.what_was_read():
         tell(line)
     if snapshot.unparsable_rows:
-        tell(f"{snapshot.unparsable_rows:,} lines could not be split into columns: see unparsable.parquet there")
+        tell(
+            f"{snapshot.unparsable_rows:,} line{'' if snapshot.unparsable_rows == 1 else 's'} could not be split into columns: see unparsable.parquet there"
+        )
     for table in sorted({*snapshot.side_unparsable, *snapshot.side_duplicates}):
         broken, repeated = snapshot.side_unparsable.get(table, 0), snapshot.side_duplicates.get(table, 0)
         if broken:

@@ -66,7 +66,7 @@ def _open_delimited(files: LogFiles, where: str, named: Named) -> Reading:
         for file in files.files:
             for chunk in read_delimited(file_opener(file), str(file), dialects[file], headers[file], start):
                 start += len(chunk.ordinals) + len(chunk.unparsable)
-                yield _shaped(chunk, columns, in_folders, file)
+                yield _shaped(_located(chunk, files, file), columns, in_folders, file)
 
     words = dict.fromkeys(dialect.words for dialect in dialects.values())
     reading = _reading(files, where, columns, in_folders, named, headers, chunks_of=chunks)
@@ -89,7 +89,7 @@ def _open_json(files: LogFiles, where: str, named: Named) -> Reading:
         for file in files.files:
             for chunk in read_json_lines(file_opener(file), str(file), columns, start):
                 start += len(chunk.ordinals) + len(chunk.unparsable)
-                yield _shaped(chunk, columns, in_folders, file)
+                yield _shaped(_located(chunk, files, file), columns, in_folders, file)
 
     mixed = {
         name: found for name, found in kinds.items() if len(found) > 1 and pa.types.is_string(columns.field(name).type)
@@ -151,6 +151,14 @@ def _reading(
 
 def _union(headers: object) -> list[str]:
     return list(dict.fromkeys(name for names in headers for name in names))  # type: ignore[attr-defined]
+
+
+def _located(chunk: Chunk, files: LogFiles, file: AnyPath) -> Chunk:
+    """The chunk with the file named in the errors of its records, if the log has several files."""
+    if len(files.files) == 1 or not chunk.unparsable:
+        return chunk
+    name = printable(files.files[file])
+    return replace(chunk, unparsable=tuple(replace(u, error=f"{name}, {u.error}") for u in chunk.unparsable))
 
 
 def _shaped(chunk: Chunk, columns: pa.Schema, in_folders: dict[str, dict[AnyPath, str | None]], file: AnyPath) -> Chunk:
