@@ -381,6 +381,10 @@ def test_alerts_and_scalers_ask_for_metrics_that_exist(objects: Callable[[str], 
     assert all(
         rule["annotations"]["action"] and rule["labels"]["severity"] in ("warning", "critical") for rule in rules
     )
+    # Services of one cluster are judged apart: the healthy one must not hide the other.
+    for expr in (rule["expr"] for rule in rules if not rule["expr"].startswith("absent")):
+        aggregated = re.findall(r"\b(?:sum|avg|max)\b(?: by \((.*?)\))?", expr)
+        assert aggregated and all(by.startswith("namespace") for by in aggregated), expr
 
 
 def test_there_is_one_autoscaler(objects: Callable[[str], Objects]) -> None:
