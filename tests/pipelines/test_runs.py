@@ -398,6 +398,6 @@ def test_mistakes_of_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["runs", "clean", "--keep", "1", "--yes", *work]) == 0
     shown = capsys.readouterr().out
     assert f"remove  {name_of(0)}: blessed" in shown and f"keep    {name_of(1)}: the last finished run" in shown
-    assert "removed 1 runs" in shown
+    assert "removed 1 run," in shown
     assert main(["runs", "clean", "--keep", "1", "--yes", *work]) == 0
     assert "nothing to remove" in capsys.readouterr().out
