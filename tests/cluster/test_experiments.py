@@ -90,3 +90,14 @@ def test_the_versions_of_arms(api: Api, overlay: Overlay) -> None:
     )
     with pytest.raises(ExperimentError, match=f"control of first is version {V3.name} and {V1.name} is served"):
         wrong.start(file)
+
+
+def test_an_experiment_that_cannot_start_leaves_nothing(api: Api, overlay: Overlay, tmp_path: Path) -> None:
+    """It has no record yet, so `stop` could not end it."""
+    install(api, overlay("experiment"))
+    api.control(broken={V2.name: "storage"})
+    file = declared("first")
+    with pytest.raises(RolloutError, match="cannot fetch its model"):
+        start_experiment(tmp_path, file, target(api, file))
+    assert sorted(api.objects("inferenceservices")) == ["ctr-control"]
+    canary(session(api), V3, 10)

@@ -179,7 +179,17 @@ def locked_experiment(session: Session, gateway: Gateway, file: ExperimentFile, 
             raise RolloutError(f"{running.name} runs in this namespace: end it before {file.name}")
         state = State(form="gateway", action=action, stable=live.stable, experiment=file)
         lock.save(state)
-        yield state
+        try:
+            yield state
+        except (LostLockError, UnreachableError):
+            raise
+        except ThinktwiceError as error:
+            if running is not None or action != "canary":
+                raise  # it runs: the same command goes on, or `stop` ends it
+            session.tell(f"the start of {file.name} failed, so its arms are removed: {error}")
+            gateway.end(file)
+            lock.save(known or State(form="gateway", stable=live.stable))
+            raise
         ended = action in ("promote", "rollback")
         stable = gateway.live().stable
         previous = live.stable if action == "promote" and stable != live.stable else None
