@@ -154,6 +154,28 @@ def test_a_step_that_is_tried_again_finds_its_job(api: Api, cluster: Cluster) ->
     assert len(api.control()["jobs"]) == 3
 
 
+def test_a_job_that_failed_is_replaced_when_the_step_is_tried_again(api: Api, cluster: Cluster) -> None:
+    api.control(status=[["Failed"]])
+    with pytest.raises(PipelineError, match="failed"):
+        run(cluster)
+    api.control(status=[["Failed"], [], ["Complete"]])
+    said: list[str] = []
+    name = run(cluster, said)
+    assert "failed before (FailedReason: told by the test): it is deleted and created anew" in said[1]
+    assert list(api.control()["jobs"]) == [name]
+
+
+def test_a_failed_job_that_does_not_go_ends_the_step(
+    api: Api, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.control(status=[["Failed"]])
+    with pytest.raises(PipelineError, match="failed"):
+        run(cluster)
+    monkeypatch.setattr(cluster, "delete", lambda _: None)  # a finalizer keeps it
+    with pytest.raises(PipelineError, match="does not go: delete it and run the step again"):
+        run(cluster, wait_s=-1.0)
+
+
 def test_a_foreign_job_of_that_name_is_refused(api: Api, cluster: Cluster) -> None:
     job = train_job(settings())
     job["metadata"]["annotations"] = {}

@@ -1,4 +1,7 @@
-"""Start a TrainJob, or find the one that an earlier attempt has started, and wait for its end."""
+"""Start a TrainJob, or find the one that an earlier attempt has started, and wait for its end.
+
+A job that failed in an earlier attempt is replaced: otherwise a step that is tried again would only report its end again.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,12 @@ def launch(
     job = cluster.create(wanted)
     tell(f"TrainJob {name} in namespace {cluster.namespace}: {'found again' if job is None else 'created'}")
     if job is None:
-        _check_own(cluster.get(name), wanted)
+        found = cluster.get(name)
+        _check_own(found, wanted)
+        if found is not None and _ended(found)[0] == "Failed":
+            tell(f"TrainJob {name} failed before ({_ended(found)[1]}): it is deleted and created anew")
+            _delete(cluster, name, lambda: clock() < deadline, poll_s)
+            cluster.create(wanted)
     seen: dict[str, str] = {}
     shown: set[str] = set()
     state = ""
@@ -69,6 +77,15 @@ def launch(
             raise PipelineError(
                 f"TrainJob {name} {state} and is not complete after {wait_s:.0f} s, so it was deleted{causes}"
             )
+        cluster.api.sleep(poll_s)
+
+
+def _delete(cluster: Cluster, name: str, in_time: Callable[[], bool], poll_s: float) -> None:
+    """Delete a job and wait until it is gone, with its pods: its name is then free."""
+    cluster.delete(name)
+    while cluster.get(name) is not None:
+        if not in_time():
+            raise PipelineError(f"TrainJob {name} is being deleted and does not go: delete it and run the step again")
         cluster.api.sleep(poll_s)
 
 
