@@ -266,8 +266,7 @@ def build_pipeline(
                             percent=canary_percent,
                             code_version=code_version,
                         )
-                        # It waits for pods, and a second try continues where the first one was; but it has an effect.
-                        configure(canary, "launch").set_caching_options(False)
+                        configure(canary, "rollout")
 
                     with dsl.If(challenger != "", name="challenger-is-wanted"):
                         challenged = challenge(

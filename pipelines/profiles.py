@@ -1,7 +1,8 @@
 """Profiles: all Kubernetes settings of the pipeline, by profile and by role of the task.
 
 Roles: `train` (uses the accelerator), `cpu` (all other tasks that only write their outputs) and `effect` (has an effect
-outside its outputs, so it is neither cached nor retried), and `launch` (waits for a TrainJob, or removes it).
+outside its outputs, so it is neither cached nor retried), `launch` (waits for a TrainJob, or removes it) and `rollout` (starts a
+canary: neither cached nor retried, because a version that was taken back would be tried again).
 Profiles: `local` sets only caching, because the local runner ignores all other settings, some with a warning;
 `cpu-pool` runs everything on CPU nodes; `gpu-single` runs each training step on one GPU of a GPU node pool;
 `gpu-trainjob` runs them as TrainJobs of Kubeflow Trainer, and the steps only wait for these.
@@ -18,7 +19,7 @@ from components.choices import DeployTarget, Profile
 from pipelines.nodes import ACCELERATORS, GPU_RESOURCE, Nodes, Where, cpu_nodes, gpu_nodes, queue_labels
 from thinktwice.release.feature_store import REDIS_ADDRESS, REDIS_PASSWORD, REGISTRY_URL
 
-Role = Literal["train", "cpu", "launch", "effect"]
+Role = Literal["train", "cpu", "launch", "effect", "rollout"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 
 DEFAULT_TARGET: dict[Profile, DeployTarget] = {
@@ -52,6 +53,7 @@ USER_ID = 1000  # the unprivileged user of the image
 
 # requests of cpu and memory, limit of memory, longest run in seconds
 LAUNCH_SIZE = ("250m", "512Mi", "2Gi", 25 * 3600)  # waits in a queue as well
+ROLLOUT_SIZE = ("250m", "512Mi", "2Gi", 2 * 3600)
 CPU_SIZE = ("2", "6Gi", "12Gi", 2 * 3600)
 TRAIN_SIZE = ("4", "16Gi", "32Gi", 12 * 3600)
 RETRIES, SPOT_RETRIES = 2, 6
@@ -111,11 +113,13 @@ def apply_profile(
     """
     check_profile(profile)
     task.set_container_image(image)
-    task.set_caching_options(role != "effect")
+    task.set_caching_options(role not in ("effect", "rollout"))
     if profile == "local":
         return task
 
-    cpu, memory, memory_limit, timeout = {"train": TRAIN_SIZE, "launch": LAUNCH_SIZE}.get(role, CPU_SIZE)
+    cpu, memory, memory_limit, timeout = {"train": TRAIN_SIZE, "launch": LAUNCH_SIZE, "rollout": ROLLOUT_SIZE}.get(
+        role, CPU_SIZE
+    )
     task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory_limit)
     kubernetes.set_timeout(task, seconds=timeout)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
@@ -138,7 +142,7 @@ def apply_profile(
     if role == "effect":
         # The champion outlives the run: it is stored on a volume claim, not in the pod.
         kubernetes.mount_pvc(task, pvc_name=STATE_CLAIM, mount_path=STATE_MOUNT)
-    else:
+    elif role != "rollout":
         # For evicted pods and transient errors of object stores. A retry is safe because outputs are written from scratch.
         retries = SPOT_RETRIES if on_gpu and nodes.spot else RETRIES
         task.set_retry(num_retries=retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s")
