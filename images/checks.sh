@@ -26,7 +26,7 @@ finish() {
         [ "$code" = 0 ] || docker logs --tail 20 "$name" >&2 2>&1 || true
         timeout --foreground 60 docker rm --force --volumes "$name" >/dev/null 2>&1 || true
     fi
-    rm -rf "$scratch"
+    rm -rf "$scratch" 2>/dev/null || true  # files of the container's user may stay where this one may not delete them
     exit "$code"
 }
 begin_container() { # begin_container NAME
