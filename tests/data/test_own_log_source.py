@@ -195,15 +195,19 @@ def test_a_column_of_any_json_values_has_the_spelling_of_its_values(values: list
 def test_broken_json_lines_are_kept(tmp_path: Path) -> None:
     as_json_lines(small_log(6), tmp_path / "log.jsonl")
     lines = (tmp_path / "log.jsonl").read_bytes().split(b"\n")
-    lines[2:2] = [b'{"at": "2024', b"[1, 2]", b"", b'{"a": "\xff"}']
+    lines[2:2] = [b'{"at": "2024', b"[1, 2]", b"", b'{"a": "\xff"}', b'{"at": "x", "user": 1, "user": 2}']
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
     snapshot, _ = read(tmp_path / "log.jsonl", tmp_path)
-    assert (snapshot.rows, snapshot.unparsable_rows) == (6, 3)
+    assert (snapshot.rows, snapshot.unparsable_rows) == (6, 4)
     broken = pl.read_parquet(tmp_path / "raw/unparsable.parquet")
-    assert broken["source_row"].to_list() == [2, 3, 4]
-    for error, words in zip(
-        broken["error"], ("line 3: it is not JSON", "line 4: it is a list", "line 6: byte 8 is not UTF-8"), strict=True
-    ):
+    assert broken["source_row"].to_list() == [2, 3, 4, 5]
+    expected = (
+        "line 3: it is not JSON",
+        "line 4: it is a list",
+        "line 6: byte 8 is not UTF-8",
+        "line 7: its key 'user' appears twice",
+    )
+    for error, words in zip(broken["error"], expected, strict=True):
         assert error.startswith(words)
 
 

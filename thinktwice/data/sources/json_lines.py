@@ -91,10 +91,24 @@ def _parsed_blocks(
         start += records
 
 
+class _RepeatedKeyError(ValueError):
+    """Which of the two values is meant, nobody can know."""
+
+
+def _different_keys(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
+    return row
+
+
 def _parsed(line: bytes) -> Row | str:
     """The object of a line, or why there is none."""
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_different_keys)
+    except _RepeatedKeyError as error:
+        return f"its key {error.args[0]!r} appears twice"
     except UnicodeDecodeError as error:
         return f"byte {error.start + 1} is not UTF-8 text"
     except (ValueError, RecursionError) as error:
