@@ -44,6 +44,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "bless": _TRAINING,
     "package": (),
     "deploy": (),
+    "deploy_to_cluster": (),
     "challenge": _TRAINING,
 }
 WITH_SDK = ("materialize", "build_training_set")
