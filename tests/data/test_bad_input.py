@@ -65,8 +65,6 @@ REFUSED: dict[str, tuple[bytes, list[str], str, str, tuple[str, ...]]] = {
     "carriage returns alone": (
         CLEAN.replace(b"\n", b"\r"), ITEMS, SCHEMA, "log.csv", ("carriage returns alone", "with line feeds"),
     ),
-    "a NUL byte": (with_line(50, user="u\x001"), ITEMS, SCHEMA, "log.csv", ("line 50 has a NUL byte): export it", "tr -d")),
-    "a table with a NUL byte": (CLEAN, [*ITEMS, "8,r\x00d"], SCHEMA, "items.csv", ("line 9 has a NUL byte", "tr -d")),
     "an empty table": (CLEAN, [""], SCHEMA, "items.csv", ("is empty", "give the whole file")),
     "a table whose header repeats a name": (
         CLEAN, ["item,color,color", "1,red,red", "2,blue,red"], SCHEMA, "items.csv", ("line 1", "'color'", "rename one"),

@@ -16,7 +16,7 @@ from thinktwice.storage.object_path import AnyPath
 HEAD_BYTES = 1 << 16
 
 TEXT_LOGS = frozenset({"csv", "tsv", "jsonl", "ndjson"})  # endings of nothing but logs of text
-PARQUET, NO_TEXT = "a parquet file", "no text"
+PARQUET = "a parquet file"
 #: First bytes -> format. A longer prefix comes before a shorter one that it starts with.
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"PAR1", PARQUET),
@@ -129,8 +129,6 @@ def _packed(head: bytes, codec: str, path: AnyPath) -> FileKind:
     if inner is None:
         return FileKind(f"{article} {codec}-compressed file", True, f"{unpack} and give the parquet file in it")
     kind = _of_bytes(inner, path.with_suffix(""))
-    if kind.words.startswith(NO_TEXT):
-        return kind
     noun = kind.words.removeprefix("an ").removeprefix("a ")
     if kind.words.startswith("a CSV") or kind.words.startswith("a TSV"):
         return FileKind(f"{article} {codec}-compressed {noun}", True, _csv_fix(path, inner))
@@ -163,7 +161,9 @@ def _text(head: bytes, path: AnyPath) -> FileKind:
         except UnicodeDecodeError:
             text = head.decode("latin-1")
     if "\0" in text:
-        return _not_text(head, path)
+        if not _is_named_as_text(path):
+            return FileKind("a binary file of an unknown format", False)
+        text = text.replace("\0", "")  # its lines with NUL bytes are kept apart when it is read
     start = text.lstrip()[:2000]
     if start.lower().startswith(("<!doctype html", "<html")):
         return FileKind("an HTML page, perhaps the error page of a download", False, "download the file again")
@@ -180,17 +180,9 @@ def _text(head: bytes, path: AnyPath) -> FileKind:
     return unknown
 
 
-def _not_text(head: bytes, path: AnyPath) -> FileKind:
-    """A file with NUL bytes. One that is named as a log of text is data, so that a folder is not read without it."""
+def _is_named_as_text(path: AnyPath) -> bool:
     ending = next((e for e in reversed(path.name.lower().split(".")[1:]) if e not in ("gz", "gzip")), "")
-    if ending not in TEXT_LOGS:
-        return FileKind("a binary file of an unknown format", False)
-    line = head[: head.index(b"\0")].count(b"\n") + 1
-    return FileKind(
-        f"{NO_TEXT}, although its name says .{ending} (line {line} has a NUL byte)",
-        True,
-        "export it again as UTF-8 text, or remove the NUL bytes with `tr -d '\\000'`",
-    )
+    return ending in TEXT_LOGS
 
 
 def _cut(head: bytes) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from thinktwice.data.reading import readable
-from thinktwice.data.sources.file_kind import NO_TEXT, kind_of
+from thinktwice.data.sources.file_kind import kind_of
 from thinktwice.errors import DataError
 from thinktwice.parquet import open_parquet
 from thinktwice.storage.object_path import AnyPath
@@ -28,8 +28,7 @@ def footer(file: AnyPath) -> tuple[int, pa.Schema]:
         raise DataError(f"{file} is empty: {kind.fix}")
     if not kind.is_parquet and (kind.is_data or kind.fix):
         as_it_is = "; or read it as it is with --source log" if kind.is_text else ""
-        needed = "" if kind.words.startswith(NO_TEXT) else ", and a log is read from parquet"
-        raise DataError(f"{file} is {kind.words}{needed}: {kind.fix}{as_it_is}")
+        raise DataError(f"{file} is {kind.words}, and a log is read from parquet: {kind.fix}{as_it_is}")
     try:
         with open_parquet(file) as opened:
             return int(opened.metadata.num_rows), opened.schema_arrow
