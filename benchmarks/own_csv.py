@@ -16,8 +16,9 @@ import resource
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -82,7 +83,7 @@ def run(folder: Path, log: str, schema: str, work: str, recipe: str, seed: int) 
     return Run(base.metrics.auc, ends, [line for line in said.splitlines() if "warning" in line.lower()])
 
 
-def compare(name: str, users: float, recipe: str, seeds: range) -> dict[str, object]:
+def compare(name: str, users: float, recipe: str, seeds: range) -> dict[str, Any]:
     """Figures of one data set."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -107,23 +108,40 @@ def compare(name: str, users: float, recipe: str, seeds: range) -> dict[str, obj
         }
 
 
+def bars_of(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The bound of each data set."""
+    return [
+        {
+            "name": f"{figure['data']}: test AUC of the inferred schema below the hand-written one, mean of {figure['seeds']} seeds",
+            "value": figure["below"],
+            "bound": f"<= {MOST_BELOW}",
+            "holds": figure["below"] <= MOST_BELOW,
+        }
+        for figure in figures
+    ]
+
+
 def main() -> None:
     """Compare, write the figures, and fail where an inferred schema is worse than allowed."""
     os.environ.setdefault(VARIABLE, str(DEFAULT.resolve()))  # commands run in other folders
     quick = bool(os.environ.get("QUICK"))
-    plan = (("ml-100k", 1.0, "ml-100k", range(3)), ("ml-1m", 1.0, "ml-1m", range(2)))
+    plan = (("ml-100k", 1.0, "ml-100k", range(3)), ("ml-1m", 1.0, "ml-1m", range(3)))
     if quick:
         plan = (("ml-100k", 1.0, "tiny", range(1)), ("ml-1m", 0.1, "tiny", range(1)))
     chosen = os.environ.get("DATA")
     figures = [compare(*one) for one in plan if chosen in (None, one[0])]
+    bars = bars_of(figures)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(json.dumps(figures, indent=2, ensure_ascii=False))
     print(f"{usage.ru_utime + usage.ru_stime:.0f} s of CPU")
+    for bar in bars:
+        print(f"{'holds' if bar['holds'] else 'FAILS'}  {bar['name']}: {bar['value']:.4f} ({bar['bound']})")
     if not quick:
-        write_json(RESULT, {"data": figures, "platform": platform.platform()})
-    worse = [f"{f['data']}: {f['below']:.4f}" for f in figures if float(str(f["below"])) > MOST_BELOW]
-    if worse:
-        raise SystemExit(f"the AUC is more than {MOST_BELOW} below that of the hand-written schema: {', '.join(worse)}")
+        machine = {"system": platform.platform(), "cores": os.cpu_count()}
+        versions = {name: version(name) for name in ("torch", "polars", "duckdb")}
+        write_json(RESULT, {"bars": bars, "figures": figures, "machine": machine, "versions": versions})
+    if not all(bar["holds"] for bar in bars):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
