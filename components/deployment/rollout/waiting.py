@@ -103,9 +103,8 @@ def _pod(api: Api, pod: Json) -> Iterator[Fault]:
     describe = f"`kubectl describe pod {name} -n {api.namespace}`"
     if "deletionTimestamp" in pod["metadata"]:
         return  # it ends
-    if (
-        status.get("phase") == "Failed"
-    ):  # evicted, or refused by its node: another pod takes its place, and this one stays for days
+    # Evicted, or refused by its node: another pod takes its place, and this one stays for days.
+    if status.get("phase") == "Failed":
         why = f"{status.get('reason')}: {status.get('message')}"
         yield Fault(f"pod {name} has ended ({why}): see {describe}", lasting=False)
         return
