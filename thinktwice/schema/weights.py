@@ -13,8 +13,9 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from thinktwice.schema.elements import read_elements
 from thinktwice.schema.numbers import holds_text, number, numbers
-from thinktwice.schema.values import as_series, texts
+from thinktwice.schema.values import texts
 
 #: A weight of less than this share of the largest of its row counts as 0: products with it would lose digits in float32.
 SMALLEST = 1e-30
@@ -52,12 +53,7 @@ def read_weights(values: pa.Array | pa.ChunkedArray, separator: str | None = Non
         text = texts(values)
         words = pl.select(pl.when(text != "").then(pl.lit(text)).otherwise(None).str.split(separator)).to_series()
         values = words.to_arrow()
-    if not pa.types.is_list(values.type):
-        values = values.cast(pa.list_(values.type.value_type))
-    lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    parsed = numbers(values.flatten()).to_arrow().cast(pa.float64())
-    lists = as_series(pa.ListArray.from_arrays(offsets, parsed))
+    lists = read_elements(values, numbers)
     return pl.select(pl.when(pl.lit(lists).list.len() > 0).then(pl.lit(lists))).to_series()
 
 

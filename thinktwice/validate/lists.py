@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import polars as pl
 import pyarrow as pa
 
+from thinktwice.schema.elements import read_elements
 from thinktwice.schema.limits import text_is_wrong
 from thinktwice.schema.numbers import holds_text
-from thinktwice.schema.values import as_series, spelled, texts
+from thinktwice.schema.values import spelled, texts
 from thinktwice.schema.weights import read_weights, uneven
 from thinktwice.validate.column_rules import NEGATIVE, NO_NUMBER, UNEVEN
 
@@ -64,8 +65,4 @@ def _elements(values: pa.Array, separator: str) -> pl.Series:
     if holds_text(values.type):
         text = texts(values)
         return pl.select(pl.when(text != "").then(pl.lit(text)).otherwise(None).str.split(separator)).to_series()
-    if not pa.types.is_list(values.type):
-        values = values.cast(pa.list_(values.type.value_type))
-    words = spelled(values.values).to_arrow().cast(pa.string())
-    mask = values.is_null() if values.null_count else None
-    return as_series(pa.ListArray.from_arrays(values.offsets, words, mask=mask))
+    return read_elements(values, spelled)

@@ -15,6 +15,7 @@ from typing import Literal
 import polars as pl
 import pyarrow as pa
 
+from thinktwice.schema.elements import read_elements
 from thinktwice.schema.fields import (
     EVENT_TIME,
     LABEL,
@@ -355,14 +356,11 @@ def _vector(values: pa.Array) -> pl.Series:
         inner = texts(values).str.strip_chars("[]" + SPACE).str.split(",")
         parsed = inner.list.eval(pl.element().str.strip_chars(SPACE).cast(pl.Float64, strict=False))
         return parsed.cast(pl.List(pl.Float32))
-    if pa.types.is_fixed_size_list(values.type):
+    if pa.types.is_fixed_size_list(values.type):  # polars does not read every part of such an array
         values = values.cast(pa.list_(values.type.value_type))
     if values.type.value_type in (pa.float32(), pa.float64()):
         return as_series(values).cast(pl.List(pl.Float32))
-    entries = numbers(values.values).to_arrow().cast(pa.float64())
-    list_type = pa.LargeListArray if pa.types.is_large_list(values.type) else pa.ListArray
-    lists = list_type.from_arrays(values.offsets, entries, mask=values.is_null() if values.null_count else None)
-    return as_series(lists).cast(pl.List(pl.Float32))
+    return read_elements(values, numbers).cast(pl.List(pl.Float32))
 
 
 _READERS: dict[str, Callable[[pa.Array], Iterable[tuple[str, pl.Series]]]] = {
