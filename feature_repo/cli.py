@@ -58,7 +58,7 @@ def skew(
 
 
 def score(
-    source: Annotated[Path, typer.Argument(help="Parquet file of rows to score.")],
+    source: Annotated[Path, typer.Argument(help="File of rows to score: parquet, CSV, TSV or JSON lines.")],
     out: Annotated[Path, typer.Argument(help="Parquet file to write: the same rows with their scores.")],
     features: Annotated[
         Literal["point-in-time", "online", "given"],
@@ -89,7 +89,7 @@ def score(
         ),
     ] = None,
 ) -> None:
-    """Score a parquet file with a bundle. Scores equal those of a server for the same values."""
+    """Score a file of rows with a bundle. Scores equal those of a server for the same values."""
     from rich.progress import Progress
 
     from feature_repo.score import score_file

@@ -1,4 +1,6 @@
-"""Batch scoring of a parquet file into another one: fetches features, scores batch by batch, writes atomically.
+"""Batch scoring of a file into a parquet file: fetches features, scores batch by batch, writes atomically.
+
+Parquet is read in place; CSV, TSV and JSON lines are first read into a temporary parquet file, by the reader of logs.
 
 The memory is bounded whatever the number of rows, except for a model that reads counters as of each row's time: the clean log is
 then counted once for all rows, and the columns of the log and of the rows that counters are computed from are in memory at once.
@@ -28,6 +30,8 @@ from thinktwice.data.instant.definition import Definition, definition_of
 from thinktwice.data.point_in_time import with_columns
 from thinktwice.data.scoring_rows import as_table, event_times
 from thinktwice.data.sources.file_kind import kind_of
+from thinktwice.data.sources.own_log import open_files
+from thinktwice.data.sources.paths import is_text_log
 from thinktwice.errors import DataError, FeatureStoreError, SchemaError, reason
 from thinktwice.files import atomic_file
 from thinktwice.parquet import open_parquet, parquet_writer
@@ -75,10 +79,10 @@ def score_file(
     clean_dir: Path | str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoredTable:
-    """Score the rows of a parquet file and write them, with ``probability``, ``uncertainty`` and ``num_paths``, to another.
+    """Score the rows of a file and write them, with ``probability``, ``uncertainty`` and ``num_paths``, to a parquet file.
 
     Args:
-        source: rows with the ids of users and items and the context fields; with ``given`` all features too.
+        source: parquet, CSV, TSV or JSON lines: rows with the ids of users and items and the context fields; with ``given`` all features too.
         out: file to write; an existing one is replaced when the new one is complete.
         features: where features of users and items come from: ``point-in-time``, the store's tables as of each row's time;
             ``online``, the online store now; ``given``, the columns of the file.
@@ -89,7 +93,7 @@ def score_file(
         on_progress: called with the number of scored rows and of all rows.
 
     Raises:
-        DataError: ``source`` is not a readable parquet file, has columns that would be overwritten, or contains an invalid value.
+        DataError: ``source`` is not a readable file of rows, a line of it is broken, it has columns that would be overwritten, or contains an invalid value.
         SchemaError: a column is missing or has an unsupported type.
         BundleError: the bundle is damaged.
         FeatureStoreError: there is no store, it is that of another model, or it does not respond.
@@ -99,7 +103,7 @@ def score_file(
         raise DataError(f"{out} is the input itself: choose another output file")
     bundle = load_bundle(bundle_dir)
     with ExitStack() as stack:
-        file = stack.enter_context(_open(source))
+        file = stack.enter_context(_open(source, stack))
         if conflicts := [name for name in COLUMNS if name in file.schema_arrow.names]:
             raise DataError(f"{source} has a column {conflicts[0]!r}, which the scores would replace: rename it")
         fetch = _fetch(bundle, features, store_dir, stack)
@@ -125,14 +129,33 @@ def score_file(
     return ScoredTable(done, escalated, bundle.manifest.model_version)
 
 
-def _open(source: Path) -> pq.ParquetFile:
+def _open(source: Path, stack: ExitStack) -> pq.ParquetFile:
     try:
         return open_parquet(source)
     except (OSError, pa.ArrowException) as error:
         kind = kind_of(source) if source.is_file() else None
+        if kind is not None and is_text_log(source):
+            return open_parquet(_as_parquet(source, stack))
         if kind is not None and kind.is_data and kind.fix and not kind.is_parquet:
-            raise DataError(f"{source} is {kind.words}, and rows to score are read from parquet: {kind.fix}") from error
-        raise DataError(f"{source} cannot be read as parquet ({reason(error)}): use a parquet file") from error
+            raise DataError(
+                f"{source} is {kind.words}, and rows to score are read from parquet, CSV and JSON lines: {kind.fix}"
+            ) from error
+        raise DataError(
+            f"{source} cannot be read as parquet ({reason(error)}): use a parquet, CSV or JSON lines file"
+        ) from error
+
+
+def _as_parquet(source: Path, stack: ExitStack) -> Path:
+    """A temporary copy of a file of text, whose columns are read as those of a log."""
+    reading = open_files(str(source), {})
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thinktwice-score-"))) / "rows.parquet"
+    with parquet_writer(path, reading.columns, compression="zstd", compression_level=1) as out:
+        for chunk in reading.chunks():
+            if chunk.unparsable:
+                error = chunk.unparsable[0].error
+                raise DataError(f"{source}, {error}; mend it, because every row is scored or none is")
+            out.write_table(chunk.table)
+    return path
 
 
 def _batches(file: pq.ParquetFile, source: Path, bundle: Bundle, request: str | None) -> Iterator[pa.Table]:

@@ -54,6 +54,9 @@ FORMS: dict[str, Callable[[pl.DataFrame], Any]] = {
     "missing keys": lambda rows: [{k: v for k, v in row.items() if v is not None} for row in rows.to_dicts()],
     "categoricals": lambda rows: rows.with_columns(pl.col("genre", "slot").cast(pl.Categorical)),
     "numbers as text": lambda rows: rows.with_columns(pl.col("price", "bid").cast(pl.String)),
+    "lists as text": lambda rows: rows.with_columns(
+        history=pl.col("history").list.join("|"), cover="[" + pl.col("cover").cast(pl.List(pl.String)).list.join(", ") + "]"
+    ),
     "decimals": lambda rows: [{**row, "price": Decimal(row["price"])} for row in rows.to_dicts()],
     "large types": lambda rows: rows.to_arrow(compat_level=pl.CompatLevel.oldest()),
     "arrays": lambda rows: rows.with_columns(pl.col("cover").cast(pl.Array(pl.Float64, 3))),
@@ -152,8 +155,11 @@ def test_columns_may_have_the_names_of_the_log(tmp_path: Path):
         (lambda rows: rows.with_columns(cover=pl.lit([1.0, 2.0])), "is not a list of 3 finite numbers"),
         (lambda rows: rows.with_columns(cover=pl.lit([1.0, 2.0, float("nan")])), "is not a list of 3 finite numbers"),
         (lambda rows: rows.with_columns(cover=pl.lit([1.0, 2.0, 1e39])), "is not a list of 3 finite numbers"),
-        (lambda rows: rows.with_columns(cover=pl.lit("1,2,3")), "column 'cover' has type"),
-        (lambda rows: rows.with_columns(history=pl.lit("i1")), "column 'history' has type"),
+        (lambda rows: rows.with_columns(cover=pl.lit("1,2")), "row 0: '1,2' is not a list of 3 finite numbers"),
+        (lambda rows: rows.with_columns(cover=pl.lit("1,2,much")), "'1,2,much' is not a list of 3 finite numbers"),
+        (lambda rows: rows.with_columns(cover=pl.lit(3)), "column 'cover' has type .*or text with ',' between"),
+        (lambda rows: rows.with_columns(history=pl.lit(1)), "column 'history' has type .*or text with '\\|' between"),
+        (lambda rows: rows.with_columns(history=pl.lit('"i1|i2"')), "has '\\|' inside an element"),
         (lambda rows: rows.drop("hour").with_columns(event_time=pl.lit("noon")), "'noon' is not a time"),
         (lambda rows: rows.drop("hour").with_columns(event_time=pl.lit(-5)), "'-5' is not a time between 1970 and 2100"),
         (lambda rows: pa.table([pa.array([1]), pa.array([2])], ["bid", "bid"]), "two columns named 'bid'"),

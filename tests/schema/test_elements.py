@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thinktwice.schema.elements import read_elements
+from thinktwice.schema.elements import read_elements, read_vectors
 from thinktwice.schema.numbers import numbers
 from thinktwice.schema.values import spelled
 from thinktwice.schema.weights import read_weights
 from thinktwice.validate.lists import LIST, read_lists
-from thinktwice.validate.parse import _vector
 
 NUMBER = st.none() | st.integers(0, 9)
 ROWS = st.lists(st.none() | st.lists(NUMBER, max_size=3), min_size=1, max_size=8)
@@ -49,6 +48,6 @@ def test_every_reader_of_lists_reads_parts_of_arrays(kind: pa.DataType, data: st
         assert dict(read_lists(values, "|"))[f"{LIST}|"].to_list() == [
             None if row is None else [word for word in row if word is not None] for row in words
         ]
-        assert _vector(values).to_list() == expected
+        assert read_vectors(values).to_list() == expected
         assert read_weights(values).to_list() == [row or None for row in expected]
         assert read_weights(pa.chunked_array([values, values])).to_list() == [row or None for row in expected] * 2

@@ -134,6 +134,27 @@ def test_given_features_give_the_bits_of_a_server(
     assert scored(tmp_path, champion, values.drop("hour", "weekday"), "given").equals(whole)
 
 
+@pytest.mark.parametrize("form", ["rows.csv", "rows.tsv", "rows.jsonl"])
+def test_rows_of_text_give_the_scores_of_parquet(form: str, champion: Champion, state: Path, tmp_path: Path):
+    values = cast(
+        pl.DataFrame, pl.from_arrow(retrieve.training_set(state.parent / "clean", champion.feature_store_dir))
+    )
+    expected = scored(tmp_path, champion, values, "given")
+    path = tmp_path / "[1] *" / form
+    path.parent.mkdir()
+    text = values.drop("row_id").with_columns(
+        pl.col("event_time").dt.to_string("iso:strict"),
+        history=pl.col("history").list.join("|"),
+        cover=pl.col("cover").cast(pl.List(pl.String)).list.join(","),
+    )
+    if form == "rows.jsonl":
+        text.write_ndjson(path)
+    else:
+        text.write_csv(path, separator="\t" if form == "rows.tsv" else ",")
+    score_file(path, tmp_path / "out", champion.bundle_dir)
+    assert read_frame(tmp_path / "out").select(COLUMNS).equals(expected)
+
+
 @pytest.mark.parametrize("batch", [3, 7, 1000])
 def test_a_request_column_gives_the_bits_of_the_whole_request(
     scorer: Scorer, champion: Champion, asked: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
@@ -206,8 +227,11 @@ def test_an_empty_file_gives_an_empty_file(champion: Champion, asked: pl.DataFra
 
 WRONG = {
     "no file": (None, [], "cannot be read as parquet"),
-    "no parquet": (b"no parquet", [], "cannot be read as parquet"),
-    "a log of text": (b"user_id,slot\nu1,a\nu2,b\n", [], "a CSV file, and rows to score are read from parquet: convert it"),
+    "no table": (b"no table", [], "its first line 'no table' is one cell"),
+    "no file of rows": (b"\x00no table", [], "cannot be read as parquet"),
+    "an Arrow file": (b"ARROW1" + bytes(99), [], "an Arrow (Feather) file, and rows to score are read from parquet, CSV and JSON lines: convert it"),
+    "a broken line": (b"user_id,slot\n" + b"u1,a\n" * 30 + b"u2,b,c\n", [], "in.parquet, line 32: 3 cells instead of 2; mend"),
+    "a text of several users": (b"user_id,slot\nu1,a\nu2,b\n", ["--features", "online"], "no column 'item_id'"),
     "no user": (lambda rows: rows.drop("user_id"), ["--features", "online"], "no column 'user_id'"),
     "no context": (lambda rows: rows.drop("slot"), ["--features", "online"], "no column 'slot'"),
     "no time": (lambda rows: rows.drop("event_time"), ["--features", "point-in-time"], "no time"),

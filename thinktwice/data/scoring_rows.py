@@ -19,13 +19,16 @@ import pyarrow as pa
 
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.instant.definition import counter_names
+from thinktwice.data.scoring_lists import lists_of_texts, read_sequence, separator_of
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.schema import EVENT_TIME, LogSchema, ModelField
+from thinktwice.schema.columns import READ, is_read, is_text
+from thinktwice.schema.fields import Sequence as LoggedSequence
 from thinktwice.schema.limits import EARLIEST_US, FLOAT32_LIMIT, INEXACT_FROM, LATEST_US, is_inexact, text_is_wrong
 from thinktwice.schema.numbers import missing, number, numbers
 from thinktwice.schema.times import FORMS, derive, instant_of, instants, is_time, on_present
 from thinktwice.schema.truth import truth, truths
-from thinktwice.schema.values import as_series, can_spell, spell, spelled
+from thinktwice.schema.values import as_series, can_spell, one_array, spell, spelled
 from thinktwice.schema.weights import read_weights, uneven, weight
 from thinktwice.validate.parse import log_times
 
@@ -66,6 +69,9 @@ def as_table(rows: Rows, schema: LogSchema, encoder: Encoder) -> pa.Table:
         for name, column in _source_columns(schema).items():
             if name not in names and column in names:
                 table = table.append_column(name, table[column])
+        for sequence in schema.sequences:
+            if sequence.name not in names and sequence.column in names:
+                table = table.append_column(sequence.name, _logged_sequence(table[sequence.column], sequence))
         return table
     if isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
         if not all(isinstance(row, Mapping) for row in rows):
@@ -107,7 +113,7 @@ def read_fields(table: pa.Table, schema: LogSchema, encoder: Encoder) -> pa.Tabl
             out[f.name] = on_present(local, partial(derive, part)).cast(pl.String).to_arrow()
         else:
             values = encoder.widened(table[f.name])
-            out[f.name] = _truths(f.name, values) if f.name in schema.boolean_fields else _checked(f, values)
+            out[f.name] = _truths(f.name, values) if f.name in schema.boolean_fields else _checked(f, schema, values)
     for f in encoder.sequences:
         if f.weights:
             lengths = as_series(out[f.name]).list.len()
@@ -132,10 +138,14 @@ def read_counters(table: pa.Table, schema: LogSchema) -> npt.NDArray[np.float32]
     out = np.empty((table.num_rows, len(names)), np.float32)
     for position, name in enumerate(names):
         values = table[name]
-        numeric = any(test(values.type) for test in (pa.types.is_floating, pa.types.is_integer, pa.types.is_null))
-        if not numeric:
+        kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_null, is_text)
+        if not any(test(values.type) for test in kinds):
             raise SchemaError(f"column {name!r} has type {values.type}: counters are numbers, write them as such")
-        column = as_series(values.combine_chunks()).cast(pl.Float64).fill_nan(None)
+        if is_text(values.type):
+            column = numbers(values)
+            _refuse(name, values, column.is_null() & ~missing(values), "is not a finite number")
+        else:
+            column = as_series(values.combine_chunks()).cast(pl.Float64).fill_nan(None)
         _refuse(name, values, column.abs() >= FLOAT32_LIMIT, "is not a finite number")
         out[:, position] = column.fill_null(np.nan).to_numpy()
     return out
@@ -196,18 +206,32 @@ def _absent(absent: list[str], encoder: Encoder, derived: Mapping[str, str | Non
     return f"{words}: add the columns (null where a value is unknown)"
 
 
-def _checked(f: ModelField, values: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+def _logged_sequence(values: pa.ChunkedArray, described: LoggedSequence) -> pa.Array:
+    if not is_read(values.type, "list"):
+        raise SchemaError(
+            f"column {described.column!r} has type {values.type}: sequence {described.name!r} is read from {READ['list']}, write it so"
+        )
+    return read_sequence(one_array(values), described)
+
+
+def _checked(f: ModelField, schema: LogSchema, values: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     if f.kind == "categorical":
         return _texts(f.name, values)
     if f.kind == "numeric":
         return _numbers(f.name, values)
     if pa.types.is_null(values.type):
         return pa.nulls(len(values), pa.list_(_ELEMENTS[f.kind]))
+    given = values
+    if is_text(values.type):
+        lists, split = lists_of_texts(f, schema, values)
+        _refuse(f.name, given, split, f"has {separator_of(f, schema)!r} inside an element: write lists")
+        values = pa.chunked_array([lists])
     if not any(test(values.type) for test in _LISTS):
         raise SchemaError(
-            f"column {f.name!r} has type {values.type}: the model reads a list in every row, write one (null for none)"
+            f"column {f.name!r} has type {values.type}: the model reads a list in every row, write one (null for none), "
+            f"or text with {separator_of(f, schema)!r} between the elements"
         )
-    values = values.combine_chunks()
+    values = one_array(values)
     inner = values.type.value_type
     if pa.types.is_fixed_size_list(values.type):
         values = values.cast(pa.list_(inner))
@@ -217,7 +241,7 @@ def _checked(f: ModelField, values: pa.ChunkedArray) -> pa.Array | pa.ChunkedArr
                 f"column {f.name!r} has type {values.type}: the model reads ids, write lists of text or integers"
             )
         return values
-    return _weights(f.name, values) if f.kind == "weights" else _vectors(f, values, inner)
+    return _weights(f.name, values, given) if f.kind == "weights" else _vectors(f, values, given)
 
 
 def _texts(name: str, values: pa.ChunkedArray) -> pa.Array:
@@ -254,14 +278,15 @@ def _numbers(name: str, values: pa.ChunkedArray) -> pa.Array:
     return parsed.to_arrow()
 
 
-def _weights(name: str, values: pa.Array) -> pa.Array:
+def _weights(name: str, values: pa.Array, given: pa.ChunkedArray) -> pa.Array:
     lists, element = read_weights(values), pl.element()
     invalid = lists.list.eval((element < 0) | element.is_null()).list.any()
-    _refuse(name, values, invalid, "is not a list of numbers of at least 0 and below 1e300")
+    _refuse(name, given, invalid, "is not a list of numbers of at least 0 and below 1e300")
     return lists.to_arrow()
 
 
-def _vectors(f: ModelField, values: pa.Array, inner: pa.DataType) -> pa.Array:
+def _vectors(f: ModelField, values: pa.Array, given: pa.ChunkedArray) -> pa.Array:
+    inner = values.type.value_type
     if not (pa.types.is_floating(inner) or pa.types.is_integer(inner) or pa.types.is_null(inner)):
         raise SchemaError(
             f"column {f.name!r} has type {values.type}: the model reads {f.dim} numbers in every row, write lists of them"
@@ -270,7 +295,7 @@ def _vectors(f: ModelField, values: pa.Array, inner: pa.DataType) -> pa.Array:
     invalid = lists.list.len() != f.dim
     within = (pl.element().is_finite() & (pl.element().abs() < FLOAT32_LIMIT)).fill_null(False)
     invalid |= ~lists.list.eval(within).list.all()
-    _refuse(f.name, values, invalid.fill_null(False), f"is not a list of {f.dim} finite numbers")
+    _refuse(f.name, given, invalid.fill_null(False), f"is not a list of {f.dim} finite numbers")
     return lists.cast(pl.List(pl.Float32)).to_arrow()
 
 

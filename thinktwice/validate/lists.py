@@ -8,6 +8,7 @@ import polars as pl
 import pyarrow as pa
 
 from thinktwice.schema.elements import read_elements
+from thinktwice.schema.fields import Sequence
 from thinktwice.schema.limits import text_is_wrong
 from thinktwice.schema.numbers import holds_text
 from thinktwice.schema.values import spelled, texts
@@ -22,7 +23,7 @@ WEIGHTS = "weights"
 def read_lists(values: pa.Array, separator: str) -> Iterator[tuple[str, pl.Series]]:
     """The elements of each list or text, spelled, without missing ones; null for a missing list. A text whose quotes are not in
     pairs within its elements may have the separator inside an element."""
-    lists, element = _elements(values, separator), pl.element()
+    lists, element = elements_of(values, separator), pl.element()
     split = lists.list.eval(element.str.count_matches('"', literal=True) % 2 == 1).list.any().fill_null(False)
     of_text = holds_text(_stored(values).type)
     yield SPLIT + separator, split if of_text else pl.repeat(False, len(values), eager=True)
@@ -34,7 +35,7 @@ def read_lists(values: pa.Array, separator: str) -> Iterator[tuple[str, pl.Serie
 def read_element_weights(lists: pa.Array, weights: pa.Array, separator: str) -> Iterator[tuple[str, pl.Series]]:
     """The weights of the elements that :func:`read_lists` returns, null for a row without weights, and the checks of
     :data:`~thinktwice.validate.column_rules.WEIGHT_CHECKS`: [R] each."""
-    elements, given, element = _elements(lists, separator), read_weights(_stored(weights), separator), pl.element()
+    elements, given, element = elements_of(lists, separator), read_weights(_stored(weights), separator), pl.element()
     differ = uneven(elements.list.len(), given)
     yield UNEVEN, differ
     yield NO_NUMBER, given.list.eval(element.is_null()).list.any().fill_null(False)
@@ -53,11 +54,17 @@ def _of_present(elements: pl.Series, weights: pl.Series, differ: pl.Series) -> p
     return every.join(found, on="row", how="left", maintain_order="left")["weight"]
 
 
+def newest_first(values: pl.Expr, sequence: Sequence) -> pl.Expr:
+    """The newest values of a sequence column, newest first."""
+    values = values.list.reverse() if sequence.order == "newest_last" else values
+    return values.list.head(sequence.length)
+
+
 def _stored(values: pa.Array) -> pa.Array:
     return values.storage if isinstance(values, pa.ExtensionArray) else values
 
 
-def _elements(values: pa.Array, separator: str) -> pl.Series:
+def elements_of(values: pa.Array, separator: str) -> pl.Series:
     """The elements of each list or text, spelled, with missing ones (null or empty)."""
     values = _stored(values)
     if pa.types.is_null(values.type):

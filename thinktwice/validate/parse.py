@@ -15,7 +15,7 @@ from typing import Literal
 import polars as pl
 import pyarrow as pa
 
-from thinktwice.schema.elements import read_elements
+from thinktwice.schema.elements import read_vectors
 from thinktwice.schema.fields import (
     EVENT_TIME,
     LABEL,
@@ -39,7 +39,7 @@ from thinktwice.schema.times import Instants, derive, instants, is_time, localiz
 from thinktwice.schema.truth import truths
 from thinktwice.schema.values import as_series, spelled, texts
 from thinktwice.validate.column_rules import WEIGHT_CHECKS, Rule
-from thinktwice.validate.lists import LIST, SPLIT, WEIGHTS, WRONG, read_element_weights, read_lists
+from thinktwice.validate.lists import LIST, SPLIT, WEIGHTS, WRONG, newest_first, read_element_weights, read_lists
 
 SOURCE_ROW = "source_row"
 TITLE = "title"
@@ -210,10 +210,7 @@ def _canonical_weights(weights: ElementWeights) -> pl.Expr:
 
 
 def _canonical_sequence(sequence: Sequence) -> pl.Expr:
-    """The newest values of a sequence column, newest first."""
-    values = pl.col(_name(LIST + sequence.separated_by, str(sequence.column)))
-    values = values.list.reverse() if sequence.order == "newest_last" else values
-    return values.list.head(sequence.length)
+    return newest_first(pl.col(_name(LIST + sequence.separated_by, str(sequence.column))), sequence)
 
 
 def key_and_time(schema: LogSchema, read: pl.DataFrame, entity: Literal["user", "item"]) -> pl.DataFrame:
@@ -347,28 +344,12 @@ def _label(values: pa.Array) -> pl.Series:
     return pl.select(pl.when(text == "true").then(1.0).when(text == "false").then(0.0).otherwise(parsed)).to_series()
 
 
-def _vector(values: pa.Array) -> pl.Series:
-    if isinstance(values, pa.ExtensionArray):
-        values = values.storage
-    if pa.types.is_null(values.type):
-        return pl.Series([None] * len(values), dtype=pl.List(pl.Float32))
-    if holds_text(values.type):
-        inner = texts(values).str.strip_chars("[]" + SPACE).str.split(",")
-        parsed = inner.list.eval(pl.element().str.strip_chars(SPACE).cast(pl.Float64, strict=False))
-        return parsed.cast(pl.List(pl.Float32))
-    if pa.types.is_fixed_size_list(values.type):  # polars does not read every part of such an array
-        values = values.cast(pa.list_(values.type.value_type))
-    if values.type.value_type in (pa.float32(), pa.float64()):
-        return as_series(values).cast(pl.List(pl.Float32))
-    return read_elements(values, numbers).cast(pl.List(pl.Float32))
-
-
 _READERS: dict[str, Callable[[pa.Array], Iterable[tuple[str, pl.Series]]]] = {
     _TEXT: _words,
     _TRUTH: lambda values: [(_TRUTH, truths(values))],
     _NUMBER: lambda values: [(_NUMBER, numbers(values))],
     _LABEL: lambda values: [(_LABEL, _label(values))],
-    _VECTOR: lambda values: [(_VECTOR, _vector(values))],
+    _VECTOR: lambda values: [(_VECTOR, read_vectors(values))],
 }
 
 
