@@ -20,10 +20,12 @@ from serving.protocol.codec_v1 import V1
 from serving.protocol.codec_v2 import V2, is_v2
 from serving.protocol.requests import Request, RequestParser
 from serving.protocol.v2_tensors import HEADER, pack, split
+from tests.data.lists_log import as_text, cleaned
 from thinktwice.cli import main
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.ingest import ingest
 from thinktwice.data.point_in_time import training_rows
+from thinktwice.data.scoring_rows import as_table, read_fields
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.errors import RequestError, SchemaError
@@ -36,7 +38,7 @@ from thinktwice.models.store import load_model
 from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.pretrain import Kind, pretrain
 from thinktwice.schema import LogSchema, load_schema, parse_schema
-from thinktwice.validate.split import SplitResult, split_log
+from thinktwice.validate.split import split_log
 
 SCHEMA = """\
 name: lists
@@ -65,33 +67,9 @@ def log(rows: int = 40) -> pl.DataFrame:
     )
 
 
-def as_text(frame: pl.DataFrame) -> pl.DataFrame:
-    separators = {"tags": "|", "moods": ";", "past": ","}
-    return frame.with_columns(pl.col(name).list.join(separator) for name, separator in separators.items())
-
-
-def written(frame: pl.DataFrame, folder: Path, ending: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"log.{ending}"
-    if ending == "csv":
-        as_text(frame).write_csv(path)
-    elif ending == "jsonl":
-        frame.write_ndjson(path)
-    else:
-        frame.write_parquet(path)
-    return path
-
-
-def cleaned(frame: pl.DataFrame, folder: Path, ending: str = "parquet", schema: str = SCHEMA) -> SplitResult:
-    path = written(frame, folder, ending)
-    (folder / "s.yaml").write_text(schema)
-    ingest("log", path, folder / "s.yaml", folder / "raw")
-    return split_log(folder / "raw", folder / "clean", folder / "bad", run_id="r")
-
-
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
 def test_lists_are_read_alike_from_every_format(ending: str, tmp_path: Path) -> None:
-    result = cleaned(log(), tmp_path, ending)
+    result = cleaned(log(), tmp_path, SCHEMA, ending)
     assert result.rows_quarantined == 0
     clean = pl.read_parquet(tmp_path / "clean" / "clean.parquet")
     expected = log()
@@ -129,9 +107,7 @@ def test_lists_that_break_a_rule_are_quarantined(column: str, value: str, rule: 
 
 def test_a_list_that_must_not_be_missing(tmp_path: Path) -> None:
     schema = SCHEMA.replace("length: 4}", "length: 4, nullable: false}")
-    assert cleaned(log(), tmp_path, schema=schema).reasons == {
-        "tags:missing": sum(not t for t in log()["tags"].to_list())
-    }
+    assert cleaned(log(), tmp_path, schema).reasons == {"tags:missing": sum(not t for t in log()["tags"].to_list())}
 
 
 @pytest.mark.parametrize(
@@ -248,7 +224,7 @@ def test_a_request_takes_no_longer_list_than_a_log() -> None:
 
 
 def trained(folder: Path, frame: pl.DataFrame, schema: str = SCHEMA) -> Path:
-    cleaned(frame, folder, schema=schema)
+    cleaned(frame, folder, schema)
     described = load_schema(folder / "clean" / "schema.yaml")
     build_training_set(training_rows(folder / "clean", described), described, folder / "set", SplitSpec(kind="time"))
     return folder / "set"
@@ -276,6 +252,24 @@ def test_lists_have_vectors_of_their_own_in_every_backend(tmp_path: Path) -> Non
         eager, folded = (kind(model, None, model.fill()) for kind in (Eager, Folded))
         for rows in (batch, random_rows(model, 64), largest_rows(model)):
             assert torch.allclose(eager.logits(eager.read(rows)), folded.logits(folded.read(rows)), atol=1e-5)
+
+
+def test_rows_to_score_may_have_lists_as_the_log_has_them(tmp_path: Path) -> None:
+    frame = log(400).with_columns(past=pl.col("past").list.slice(0, 5))
+    data = load_training_set(trained(tmp_path, frame))
+    expected = data.encoder.encode_table(training_rows(tmp_path / "clean", data.schema))
+    text = as_text(frame).with_columns(pl.when(pl.col("tags") != "").then("tags"))
+    for form in (frame, text, text.rename({"past": "history"})):
+        rows = read_fields(as_table(form, data.schema, data.encoder), data.schema, data.encoder)
+        found = data.encoder.encode_table(rows)
+        assert all((found.sequences[name] == expected.sequences[name]).all() for name in expected.sequences)
+    assert expected.sequences["history"].max() > 0
+
+
+def test_a_sequence_to_score_that_is_no_list_is_named(tmp_path: Path) -> None:
+    data = load_training_set(trained(tmp_path, log(40)))
+    with pytest.raises(SchemaError, match=r"column 'past' has type .*sequence 'history' is read from lists of ids"):
+        as_table(log(40).with_columns(past=pl.lit(3)), data.schema, data.encoder)
 
 
 def test_the_encoder_of_lists_survives_its_file(tmp_path: Path) -> None:
