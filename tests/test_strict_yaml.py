@@ -228,7 +228,7 @@ def test_nothing_else_loads_yaml() -> None:
         ("statistic: {windows_days: [1]}", r"statistic: .* did you mean 'statistics'\? Known are name, time, label"),
         (
             "sequences: [{name: s, of: i, zzz: 1}]",
-            r"sequences\.0\.zzz: there is no such key; Known are name, of, length",
+            r"sequences\.0\.zzz: there is no such key; known are name, of, length",
         ),
     ],
 )

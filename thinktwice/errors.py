@@ -21,6 +21,8 @@ A message names the thing, the value and the fix. The command line prints only t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 Location = tuple[str | int, ...]  # keys and indices that locate a value in a document
 
 LONGEST_REASON = 500  # characters; the input quoted by an error may be a whole file
@@ -148,3 +150,9 @@ class StorageError(ThinktwiceError):
 
 class ResourceError(ThinktwiceError):
     """This machine lacks something: disk space, memory, network."""
+
+
+def guessed(nearest: Sequence[str], then: str) -> str:
+    """The end of a message about an unknown name, for use after a colon or semicolon: the ``nearest`` known name as a question, if
+    there is one, and ``then``, which begins in lower case."""
+    return f"did you mean {nearest[0]}? {then[0].upper()}{then[1:]}" if nearest else then

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from thinktwice.errors import ThinktwiceError
+from thinktwice.errors import ThinktwiceError, guessed
 
 MAX_CHARACTERS = 1 << 20
 MAX_NODES = 200_000  # values after all aliases are expanded
@@ -169,13 +169,14 @@ def first_fault(found: ValidationError, model: type[BaseModel], whole: str) -> t
     if first["type"] == "extra_forbidden":
         known = list(_model_at(model, first["loc"][:-1]).model_fields)
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        guess = f"did you mean {close[0]!r}? " if close else ""
-        return location, f"there is no such key; {guess}Known are {', '.join(known)}"
+        then = f"known are {', '.join(known)}"
+        return location, f"there is no such key; {guessed([*map(repr, close)], then)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         choices = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
         close = difflib.get_close_matches(first["input"], choices, n=1)
-        message = f"{first['input']!r} is unknown{f': did you mean {close[0]!r}? Choose' if close else ': choose'} one of {', '.join(choices)}"
+        then = f"choose one of {', '.join(choices)}"
+        message = f"{first['input']!r} is unknown: {guessed([*map(repr, close)], then)}"
     if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
         message += f" (YAML has read it as {str(first['input']).lower()}: put it in quotes)"
     return location, message

@@ -213,7 +213,7 @@ def test_a_rating_gets_a_threshold_and_a_question(tmp_path: Path) -> None:
         ({"bought": pl.lit(1)}, {}, r"looks like the label, but its only value is '1'"),
         ({"bought": pl.lit("maybe")}, {"label": "bought"}, "has one value, 'maybe'"),
         ({"bought": pl.col("device")}, {}, "no column looks like the label"),
-        ({}, {"label": "buoght"}, "there is no such column. did you mean 'bought'"),
+        ({}, {"label": "buoght"}, "there is no such column; did you mean 'bought'"),
         ({}, {"label": "device"}, "is not a number"),
     ],
 )

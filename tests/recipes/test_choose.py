@@ -54,7 +54,7 @@ def test_a_file_changes_its_base(tmp_path: Path) -> None:
         ("finetune.epoch=3", "did you mean finetune.epochs"),
         ("fintune.rate=3", "did you mean finetune.rate"),
         ("pretrain.tempratur=3", "did you mean pretrain.temperature"),
-        ("zzz=3", "Known are model, pretraining, pretrain, finetune, testtime"),
+        ("zzz=3", "known are model, pretraining, pretrain, finetune, testtime"),
         ("model.cross_layers=3", "there is no setting 'model.cross_layers'"),  # of another backbone
         ("finetune.rate=-1", "finetune.rate: Input should be greater than 0"),
         ("finetune.rate=fast", "finetune.rate: Input should be a valid number"),

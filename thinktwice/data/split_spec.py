@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from thinktwice.choices import SplitKind
-from thinktwice.errors import DataError, reason
+from thinktwice.errors import DataError, guessed, reason
 from thinktwice.frozen import Frozen
 
 PartName = Literal["train", "valid", "test"]
@@ -105,8 +105,7 @@ def parse_split(text: str, seed: int = 0) -> SplitSpec:
     kinds = get_args(SplitKind)
     if kind not in kinds:
         close = difflib.get_close_matches(kind, kinds, n=1)
-        guess = f"did you mean {close[0]}? " if close else ""
-        raise DataError(f"--split {text!r} is unknown: {guess}choose one of {FORMS}")
+        raise DataError(f"--split {text!r} is unknown: {guessed(close, 'choose one of ' + FORMS)}")
     if value and kind not in _VALUE:
         raise DataError(f"--split {text!r}: {kind} takes no value; choose one of {FORMS}")
     settings: dict[str, object] = {"kind": kind}

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from thinktwice.choices import RecipeName, listed
-from thinktwice.errors import PipelineError, reason
+from thinktwice.errors import PipelineError, guessed, reason
 from thinktwice.models.config import BackboneConfig, backbone_config
 from thinktwice.recipes.named import RECIPES
 from thinktwice.recipes.recipe import Recipe
@@ -32,10 +32,8 @@ def get(recipe: str) -> Recipe:
         if recipe == known:
             return make()
     close = difflib.get_close_matches(recipe, get_args(RecipeName), n=1)
-    guess = f" did you mean {close[0]}?" if close else ""
-    raise PipelineError(
-        f"recipe {recipe!r} is unknown:{guess} choose one of {listed(RecipeName)}, or give a recipe file"
-    )
+    choose = guessed(close, f"choose one of {listed(RecipeName)}, or give a recipe file")
+    raise PipelineError(f"recipe {recipe!r} is unknown: {choose}")
 
 
 def from_file(path: Path | str) -> Recipe:
@@ -153,8 +151,8 @@ def _unknown(recipe: Recipe, path: str, where: str) -> str:
         close = [by_word[w] for w in difflib.get_close_matches(path.rpartition(".")[2], by_word, n=1)]
     section = path.partition(".")[0]
     among = [name for name in known if name.startswith(f"{section}.")] or list(Recipe.model_fields)
-    guess = f"did you mean {close[0]}? " if close else ""
-    return f"{where}: there is no setting {path!r}; {guess}Known are {', '.join(among)}"
+    then = f"known are {', '.join(among)}"
+    return f"{where}: there is no setting {path!r}; {guessed(close, then)}"
 
 
 def _paths(recipe: Recipe) -> Iterator[str]:

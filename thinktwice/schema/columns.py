@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.types as pt
 
-from thinktwice.errors import SchemaError
+from thinktwice.errors import SchemaError, guessed
 from thinktwice.schema.fields import LogField, Sequence, Vector
 from thinktwice.schema.log import LogSchema
 from thinktwice.schema.times import is_time
@@ -117,9 +117,9 @@ def check_named(named: Named, schema_name: str, columns: pa.Schema, where: str) 
         if not count:
             partition = f"{column}=" in where
             hint = (
-                f"the folder '{column}=…' is read as a column only below the given path: give the path above it. "
+                f"the folder '{column}=…' is read as a column only below the given path: give the path above it; "
                 if partition
-                else "correct the schema's 'column'. "
+                else "correct the schema's 'column': "
             )
             raise SchemaError(
                 f"schema {schema_name!r} does not fit {where}: its {uses[0].words} wants column {column!r}, which does not exist; "
@@ -146,10 +146,10 @@ def refuse_type(column: str, kind: pa.DataType, use: Use, where: str) -> None:
 
 
 def known_column(name: str, columns: list[str]) -> str:
-    """End of a message about a missing column: the nearest name, if there is one, and all columns."""
+    """End of a message about a missing column, after a colon or semicolon: the nearest name, if there is one, and all columns."""
     close = difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
     listed = ", ".join(map(_shown, columns[:40])) + (", …" if len(columns) > 40 else "")
-    return (f"did you mean {close[0]!r}? " if close else "") + f"The columns are: {listed}"
+    return guessed([repr(name) for name in close], f"the columns are: {listed}")
 
 
 def _shown(name: str) -> str:

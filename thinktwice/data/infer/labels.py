@@ -20,7 +20,7 @@ def find_label(measured: Measured, given: str | None, taken: set[str | None]) ->
     facts = measured.facts
     if given is not None:
         if given not in facts:
-            raise DataError(f"--label {given}: there is no such column. {known_column(given, list(facts))}")
+            raise DataError(f"--label {given}: there is no such column; {known_column(given, list(facts))}")
         return _described(measured, facts[given], f"--label {given}")
     binary = [of for of in facts.values() if of.name not in taken and _is_binary(of)]
     named = [(rank, of) for of in binary if (rank := names.rank(of.name, names.LABEL)) is not None]

@@ -71,13 +71,13 @@ def _features(
     if not paths:
         raise DataError(f"folder {folder} contains no {pattern}: give --path, {WHAT}")
     if key not in log_columns:
-        raise SchemaError(f"the logs in {folder} have no column {key!r}. {known_column(key, log_columns)}")
+        raise SchemaError(f"the logs in {folder} have no column {key!r}; {known_column(key, log_columns)}")
     files = []
     for file in paths:
         open_stream = file_opener(file)
         columns = header_of(first_line(open_stream, str(file)), file)
         if key not in columns:
-            raise SchemaError(f"{file} has no column {key!r}. {known_column(key, columns)}")
+            raise SchemaError(f"{file} has no column {key!r}; {known_column(key, columns)}")
         files.append(SideFile(file.name, str(file), open_stream, tuple(columns), ",", header=True, quotes=True))
     frame, losses = read_side_table(files, key)
     return frame.select(key, *(c for c in frame.columns if c != key and c not in log_columns)), losses, paths

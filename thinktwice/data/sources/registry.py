@@ -14,7 +14,7 @@ from thinktwice.data.sources.movielens import opener
 from thinktwice.data.sources.own_log import open_log
 from thinktwice.data.sources.parquet import open_parquet_log
 from thinktwice.data.sources.paths import joined
-from thinktwice.errors import DataError
+from thinktwice.errors import DataError, guessed
 from thinktwice.schema import LogSchema, parse_schema
 
 SOURCES = {
@@ -91,11 +91,9 @@ def source_named(name: str) -> Source:
         DataError: it does not exist; the message lists the sources.
     """
     if name not in SOURCES:
-        close = difflib.get_close_matches(name, SOURCES, n=1)
-        guess = f"did you mean {close[0]!r}? " if close else ""
-        raise DataError(
-            f"unknown source {name!r}: {guess}Known are {', '.join(SOURCES)}; see `thinktwice data list`; your own log is source 'log'"
-        )
+        close = [repr(known) for known in difflib.get_close_matches(name, SOURCES, n=1)]
+        known = f"known are {', '.join(SOURCES)}; see `thinktwice data list`; your own log is source 'log'"
+        raise DataError(f"unknown source {name!r}: {guessed(close, known)}")
     return SOURCES[name]
 
 
