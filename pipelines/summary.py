@@ -48,15 +48,19 @@ def print_summary(console: Console, result: RunResult) -> None:
 
 
 def print_parts(console: Console, training_set: Path) -> None:
-    """Print the rows, dates and click rate of each part, and the share of its rows whose user or item is not in train."""
+    """Print the rows, dates and click rate of each part, and the shares of its rows whose user or item is not in train, and that have no
+    user."""
     info = read_result(training_set / INFO_FILE, TrainingSetInfo, DataError, "run the pipeline again")
     entities = [entity for entity in ("user", "item") if entity in info.parts["train"].unseen_share]
     heads = [Column("", right=False), *(Column(name) for name in ("rows", "from", "to", "click rate"))]
     heads += [Column(f"unseen {entity}s") for entity in entities]
+    has_anonymous = info.parts["train"].anonymous_share is not None
+    heads += [Column("no user")] if has_anonymous else []
     records = []
     for part, title in PARTS.items():
         described = info.parts[part]  # type: ignore[index]
         novelty = ["" if part == "train" else f"{described.unseen_share[entity]:.1%}" for entity in entities]
+        novelty += [f"{described.anonymous_share:.1%}"] if described.anonymous_share is not None else []
         dates = [instant[:10] for instant in described.window]
         records.append(Record((title, f"{described.rows:,}", *dates, f"{described.click_rate:.2%}", *novelty)))
     say(console, f"\n{info.rows:,} rows, split {info.split.words}\n")

@@ -38,6 +38,8 @@ from thinktwice.models.store import load_model
 from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.pretrain import Kind, pretrain
 from thinktwice.schema import LogSchema, load_schema, parse_schema
+from thinktwice.validate.judge import broken_rules
+from thinktwice.validate.profile import profile_log
 from thinktwice.validate.split import split_log
 
 SCHEMA = """\
@@ -108,6 +110,19 @@ def test_lists_that_break_a_rule_are_quarantined(column: str, value: str, rule: 
 def test_a_list_that_must_not_be_missing(tmp_path: Path) -> None:
     schema = SCHEMA.replace("length: 4}", "length: 4, nullable: false}")
     assert cleaned(log(), tmp_path, schema).reasons == {"tags:missing": sum(not t for t in log()["tags"].to_list())}
+
+
+def test_drift_of_lists_says_what_of_them_drifts(tmp_path: Path) -> None:
+    rows = 4000
+    frame = log(rows).with_columns(
+        past=pl.Series([[f"i{k}" for k in range(1 + 2 * (n >= rows // 2))] for n in range(rows)])
+    )
+    result = cleaned(frame, tmp_path, SCHEMA)
+    schema = load_schema(tmp_path / "clean" / "schema.yaml")
+    profile = profile_log(tmp_path / "clean")
+    (ks,) = [b.sentence for b in broken_rules(result, profile, schema) if b.rule == "drift:ks"]
+    assert ks.startswith("expected that the numbers are distributed as in the first half of the log")
+    assert ks.endswith("(at most 0.2), found 1 for the number of values of history")
 
 
 @pytest.mark.parametrize(

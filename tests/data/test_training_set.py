@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
+from pipelines.summary import print_parts
 from thinktwice.data.splits import SplitSpec, assign_split
 from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.errors import DataError, RowsLostError
+from thinktwice.evaluate.slices import cold_start
 from thinktwice.schema import parse_schema
 
 SCHEMA = parse_schema(
@@ -50,7 +53,32 @@ def test_the_encoder_never_sees_later_rows(tmp_path: Path) -> None:
     assert opened.encoder.index_of("user_id", "u0") > 0
     assert opened.encoder.index_of("user_id", "u19") == 0
     assert info.parts["test"].unseen_share["user"] == 1.0
-    assert info.parts["train"].unseen_share["user"] == 0.0
+    assert info.parts["train"].unseen_share["user"] == 0.0 and info.parts["train"].anonymous_share is None
+
+
+def test_rows_without_a_user_are_no_rows_of_an_unseen_user(tmp_path: Path) -> None:
+    schema = parse_schema(SCHEMA.to_yaml().replace("key: user_id", "key: user_id\n    anonymous: true"), where="test")
+    frame = log(1000).with_columns(
+        user_id=pl.when(pl.int_range(1000) % 4 > 0).then(
+            pl.format("u{}", pl.int_range(1000) % 3 + (pl.int_range(1000) // 850))
+        )
+    )
+    info = build_training_set(frame.to_arrow(), schema, tmp_path / "ts", SplitSpec())
+    data = load_training_set(tmp_path / "ts")
+    test = data.rows("test")
+    unseen = (test["user_id"] == "u3").sum() / 100
+    assert 0.2 < unseen < 0.3
+    assert (info.parts["test"].unseen_share["user"], info.parts["test"].anonymous_share) == (unseen, 0.25)
+    console = Console(record=True, width=150)
+    print_parts(console, tmp_path / "ts")
+    (line,) = [line for line in console.export_text().splitlines() if line.split()[:1] == ["test"]]
+    assert line.split()[-2:] == [f"{unseen:.1%}", "25.0%"]
+    frame = pl.concat([test] * 4)
+    masks = cold_start(data, frame)
+    assert list(masks) == ["cold user", "no user", "seen user"]
+    assert (np.sum(list(masks.values()), axis=0) == 1).all() and (
+        masks["no user"] == frame["user_id"].is_null().to_numpy()
+    ).all()
 
 
 def test_a_random_split_does_not_depend_on_row_order() -> None:

@@ -253,19 +253,21 @@ def _check_parts(frame: pl.DataFrame, split: SplitSpec) -> None:
 
 
 def _describe(rows: pl.DataFrame, train: pl.DataFrame, schema: LogSchema) -> PartInfo:
-    """Size, window, click rate and novelty (share of rows with an entity unseen in train) of one part."""
+    """Size, window, click rate and novelty (share of rows with an entity unseen in train, and without a user) of one part."""
     times = rows[EVENT_TIME]
     novelty: dict[str, float] = {}
     for entity in ENTITIES:
         key = schema.key_of(entity)
         if key is not None:
-            seen_in_train = rows[key].is_in(train[key].unique().implode())
-            novelty[entity] = 1.0 - float(seen_in_train.sum()) / rows.height
+            unseen = ~rows[key].drop_nulls().is_in(train[key].drop_nulls().unique().implode())
+            novelty[entity] = float(unseen.sum()) / rows.height
+    anonymous = rows[str(schema.key_of("user"))].null_count() / rows.height if schema.has_anonymous_users else None
     return PartInfo(
         rows=rows.height,
         click_rate=float(rows[LABEL].to_numpy().mean()),
         window=(_iso(times.min()), _iso(times.max())),
         unseen_share=novelty,
+        anonymous_share=anonymous,
     )
 
 

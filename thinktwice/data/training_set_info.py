@@ -8,21 +8,23 @@ from pydantic import Field
 
 from thinktwice.data.split_spec import PartName as PartName
 from thinktwice.data.split_spec import SplitSpec
-from thinktwice.versioned import Record, ResultFile
+from thinktwice.versioned import Record, ResultFile, SparseRecord
 
 INFO_FILE = "training_set.json"
 
 
-class PartInfo(Record):
+class PartInfo(SparseRecord):
     """Size, window (first and last instant, ISO 8601 UTC), click rate and novelty of one part.
 
-    ``unseen_share`` is the share of rows with an entity unseen in training, by entity (user, item).
+    ``unseen_share`` is the share of rows with an entity unseen in training, by entity (user, item). Rows without a user are not among
+    them: ``anonymous_share`` is their share, in a log that may have such rows.
     """
 
     rows: int
     click_rate: float
     window: tuple[str, str]
     unseen_share: dict[str, float]
+    anonymous_share: float | None = None
 
 
 class Novelty(Record):

@@ -112,7 +112,7 @@ def extra_work(
     named = [name for name in dict.fromkeys((report.best_name, escalating)) if name is not None]
     return ExtraWork(
         rows=len(test),
-        users=int(panel.cluster.max(initial=-1)) + 1,
+        users=len(np.unique(test.user[test.user >= 0])),
         slices=tuple(SliceSize(name=name, rows=int(mask.sum())) for name, mask in slices.items()),
         off=panel.quality(panel.off),
         candidates=_adjusted(measured),

@@ -71,7 +71,7 @@ def measure(
         ]
     return Measures(
         rows=len(label),
-        users=int(cluster.max()) + 1 if (user >= 0).any() else 0,
+        users=len(np.unique(user[user >= 0])),
         click_rate=float(label.mean()),
         columns=tuple(_column(c, label, cluster, truth) for c in columns),
         differences=tuple(differences),

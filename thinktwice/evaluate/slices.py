@@ -20,7 +20,7 @@ DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 
 
 def cold_start(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]:
-    """Masks [R] of the test rows with an unseen user, an unseen item, and neither."""
+    """Masks [R] of the test rows with an unseen user, without a user, with an unseen item, and with none of these."""
     out: dict[str, np.ndarray] = {}
     warm = np.ones(test.height, bool)
     train = data.rows("train")
@@ -28,22 +28,27 @@ def cold_start(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]:
         key = data.schema.key_of(entity)
         if key is None:
             continue
-        in_train = test[key].is_in(train[key].unique().implode()).fill_null(False).to_numpy()
-        out[f"cold {entity}"] = ~in_train
+        in_train = test[key].is_in(train[key].drop_nulls().unique().implode()).fill_null(False).to_numpy()
+        anonymous = test[key].is_null().to_numpy()
+        out[f"cold {entity}"] = ~in_train & ~anonymous
+        if anonymous.any():
+            out[f"no {entity}"] = anonymous
         warm &= in_train
-    if out:
-        out["seen user and item" if len(out) == 2 else f"seen {next(iter(out)).removeprefix('cold ')}"] = warm
+    known = [name.removeprefix("cold ") for name in out if name.startswith("cold ")]
+    if known:
+        out[f"seen {' and '.join(known)}"] = warm
     return _informative(out)
 
 
 def unseen_pairs(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]:
-    """Mask [R] of the test rows whose pair of user and item has no training row; empty for a log without both."""
+    """Mask [R] of the test rows whose pair of user and item has no training row; empty for a log without both. A row without a user
+    has no pair."""
     keys = [key for key in (data.schema.key_of("user"), data.schema.key_of("item")) if key is not None]
     if len(keys) < 2:
         return {}
     pairs = data.rows("train").select(keys).unique().with_columns(pl.lit(True).alias("__seen"))
     in_train = test.select(keys).join(pairs, on=keys, how="left", maintain_order="left")["__seen"]
-    return {"unseen pair": ~in_train.fill_null(False).to_numpy()}
+    return {"unseen pair": (in_train.is_null() & test[keys[0]].is_not_null()).to_numpy()}
 
 
 def uncertain(

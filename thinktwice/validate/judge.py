@@ -11,7 +11,7 @@ import polars as pl
 from thinktwice.frozen import Frozen
 from thinktwice.schema import LogSchema
 from thinktwice.validate.column_rules import Severity
-from thinktwice.validate.profile import LogProfile
+from thinktwice.validate.profile import LogProfile, profiled
 from thinktwice.validate.profile_rules import ProfileRule, profile_rules
 from thinktwice.validate.rules import noted_rules, row_rules
 from thinktwice.validate.split import SplitResult
@@ -65,5 +65,6 @@ def _profile_rule(rule: ProfileRule, table: pl.DataFrame) -> BrokenRule | None:
     ).row(0, named=True)
     bounds = (("at least", rule.minimum), ("at most", rule.maximum))
     limits = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
-    sentence = f"expected that {rule.description} ({limits}), found {worst[rule.column]:.4g} for {worst['feature']}"
+    about = profiled(worst["feature"], worst["kind"])
+    sentence = f"expected that {rule.description} ({limits}), found {worst[rule.column]:.4g} for {about}"
     return BrokenRule(rule=rule.id, severity=rule.severity, sentence=sentence)

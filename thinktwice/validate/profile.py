@@ -37,7 +37,7 @@ _MEASURED = ("numeric", "list", "vector", "weights")  # kinds of features that a
 PROFILE_SCHEMA: dict[str, Any] = {
     "partition": pl.String,
     "feature": pl.String,
-    "kind": pl.String,  # key, categorical, derived, numeric, list (its number of elements is profiled), vector (its Euclidean norm is), weights (their mean is)
+    "kind": pl.String,  # key, categorical, derived, numeric, list, vector, weights: see _PROFILED
     "rows": pl.Int64,
     "clicks": pl.Int64,
     "click_rate": pl.Float64,
@@ -66,6 +66,15 @@ PROFILE_SCHEMA: dict[str, Any] = {
     "volume_ratio": pl.Float64,
     "first_year": pl.Float64,
 }
+
+
+#: What is profiled of a feature that is no number itself.
+_PROFILED = {"list": "the number of values of ", "vector": "the Euclidean norm of ", "weights": "the mean of "}
+
+
+def profiled(feature: str, kind: str) -> str:
+    """What a row of the profile table is about, e.g. ``price`` or ``the number of values of tags``."""
+    return _PROFILED.get(kind, "") + feature
 
 
 class LogProfile(NamedTuple):

@@ -96,7 +96,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
         ProfileRule(
             id="drift:ks",
             column="judged_ks",
-            description="the number is distributed as in the reference (Kolmogorov-Smirnov distance)",
+            description="the numbers are distributed as in the first half of the log, or as in the reference log if one is given (Kolmogorov-Smirnov distance)",
             severity="warning",
             maximum=0.2,
             fix="check whether a unit or a source changed; for numbers that grow with time, such as prices and counts, do nothing",
@@ -104,7 +104,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
         ProfileRule(
             id="drift:nulls",
             column="null_share_change",
-            description="the share of missing values is as in the reference",
+            description="the share of missing values is as in the first half of the log, or as in the reference log if one is given",
             severity="warning",
             maximum=0.1,
             fix="find out when the values disappeared or first appeared, and train on the part of the log that has them",
@@ -112,7 +112,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
         ProfileRule(
             id="drift:click_rate",
             column="click_rate_ratio",
-            description="the click rate is between half and twice that of the reference",
+            description="the click rate is between half and twice that of the first half of the log, or of the reference log if one is given",
             severity="warning",
             minimum=0.5,
             maximum=2.0,

@@ -29,6 +29,7 @@ from thinktwice.schema.fields import EVENT_TIME, LABEL, ROW_ID, VALID_FROM
 from thinktwice.schema.limits import EARLIEST_US, LATEST_US, MAX_TEXT
 from thinktwice.schema.log import LogSchema
 from thinktwice.validate.column_rules import NEGATIVE, NO_NUMBER, UNEVEN, WEIGHT_CHECKS, Rule, Severity
+from thinktwice.validate.profile import profiled
 from thinktwice.validate.profile_rules import ProfileRule, profile_rules
 from thinktwice.validate.raw_rows import parquet_file
 from thinktwice.validate.rules import row_rules, table_rules
@@ -380,7 +381,8 @@ def check_profile(table: pl.DataFrame) -> list[Finding]:
             if "max_value" not in e.arguments or min(values) < bounds.get(_parameter(e.rule, "minimum"), min(values))
             else max(values)
         )
-        worst_field = judged.filter(pl.col(column) == worst)["feature"][0]
+        worst_row = judged.filter(pl.col(column) == worst).row(0, named=True)
+        worst_field = profiled(worst_row["feature"], worst_row["kind"])
         observed = _OF_THE_LOG[column](worst) if column in _OF_THE_LOG else f"{worst:.4g} ({worst_field})"
         passed = bool(outcome[e.rule]["success"])
         findings.append(
