@@ -107,14 +107,16 @@ def check_arguments(arguments: RunArguments) -> None:
     """Raise if a run would fail because of its arguments: the source or the files of the log.
 
     Raises:
-        DataError: the source is unknown, the log does not exist, or the bundle to continue from is of another schema or backbone.
+        DataError: the source is unknown, the log does not exist or cannot be split in this way, or the bundle to continue from is of another schema or backbone.
         SchemaError: the schema file is invalid. BundleError: the bundle to continue from is damaged.
         PipelineError: the address of Redis is missing.
     """
+    from thinktwice.data.early_split import refuse_impossible_split
     from thinktwice.data.reading import refuse_url
     from thinktwice.data.sources.paths import SEPARATOR, expanded
     from thinktwice.data.sources.raw_log import schema_beside
     from thinktwice.data.sources.registry import source_named
+    from thinktwice.data.split_spec import parse_split
     from thinktwice.data.window import window_of
     from thinktwice.release.feature_store import REDIS_ADDRESS
     from thinktwice.schema import load_schema
@@ -141,9 +143,11 @@ def check_arguments(arguments: RunArguments) -> None:
         raise DataError(f"source {source.name!r} needs a schema file that describes your log: pass it with --schema")
     if schema:
         described = located(load_schema(schema), schema)
-        window_of(arguments.since, arguments.until, described)
+        window = window_of(arguments.since, arguments.until, described)
         for table in table_paths(described):
             expanded(table)
+        if path and not source.has_schema and not arguments.limit:
+            refuse_impossible_split(parse_split(arguments.split), path, described, window)
     _check_continued(arguments)
     if arguments.online_store == "redis" and not (arguments.redis_address or os.environ.get(REDIS_ADDRESS)):
         raise PipelineError(

@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 from typing import Any, get_args
 
+import polars as pl
 import pytest
 from pydantic import ValidationError
 
@@ -125,6 +126,41 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path, chan
         run_local(arguments, work_dir=tmp_path / "work", state_dir=tmp_path / "state")
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "work").exists() and not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        ("column:devic", "--split column:devic: the log has no such column; did you mean 'device'?"),
+        ("column:device", "rows have the value '"),
+        ("column:part", "40 of the first 2,000 rows have no value; write train, valid or test"),
+        ("days:3", "leaves no rows for training or test: the rows of"),
+        ("dates:2024-03-01,2024-03-02", "are of 2024-03-01 to 2024-03-05; choose dates within them"),
+        ("dates:2024-03-03,2024-03-06", "--split dates:2024-03-03,2024-03-06 leaves no rows"),
+        ("column:good", ""),
+        ("days:2", ""),
+        ("dates:2024-03-02,2024-03-05", ""),
+    ],
+)
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_split_that_the_log_cannot_have_is_refused_at_once(tmp_path: Path, split: str, words: str, form: str):
+    log, schema = write_log(tmp_path, rows=2000)
+    row = pl.int_range(pl.len())
+    names = pl.when(row % 3 == 0).then(pl.lit("Test")).otherwise(pl.lit("train"))
+    frame = pl.read_parquet(log).with_columns(
+        part=pl.when(row % 50 > 0).then(names), good=pl.when(row != 7).then(names), look=pl.lit("1,2,3,4")
+    )
+    log.unlink()
+    log = log.with_suffix(f".{form}")
+    frame.write_csv(log) if form == "csv" else frame.write_parquet(log)
+    arguments = RunArguments(source="log", source_path=str(log), schema_path=str(schema), split=split)
+    if not words:
+        check_arguments(arguments)
+        return
+    with pytest.raises(ThinktwiceError) as caught:
+        check_arguments(arguments)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    check_arguments(arguments.model_copy(update={"limit": 10}))  # which rows it has is known when they have been read
 
 
 @pytest.mark.parametrize("limit", ["nan", "inf", "0.5", "-1", "much"])

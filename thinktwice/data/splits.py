@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from thinktwice.data.reading import LOG_FILE
 from thinktwice.data.row_ids import row_numbers
@@ -106,7 +107,20 @@ def given_parts(log_dir: Path, column: str, row_id: pl.Series) -> np.ndarray:
         DataError: a row has no value, or a value that names no part.
     """
     log = log_dir / LOG_FILE
-    columns = read_schema(log)
+    refuse_column(column, read_schema(log))
+    read = read_table(log, [ROW_ID, column])
+    table = pl.DataFrame({ROW_ID: read[ROW_ID], "part": spelled(read[column])})
+    joined = pl.DataFrame({ROW_ID: row_id}).join(table, on=ROW_ID, how="left", maintain_order="left")
+    if joined.height != len(row_id):
+        raise DataError(f"the rows of {log} share row ids: ingest the log again")
+    codes = _codes(joined["part"])
+    if codes.null_count():
+        raise DataError(no_parts(column, joined["part"].filter(codes.is_null()), f"{len(codes):,}"))
+    return codes.to_numpy()
+
+
+def refuse_column(column: str, columns: pa.Schema) -> None:
+    """Raise SchemaError if a log with these columns has no such column, or one of a nested type."""
     if column not in columns.names:
         raise SchemaError(f"--split column:{column}: the log has no such column; {known_column(column, columns.names)}")
     if not can_spell(columns.field(column).type):
@@ -114,18 +128,22 @@ def given_parts(log_dir: Path, column: str, row_id: pl.Series) -> np.ndarray:
             f"--split column:{column}: the column has type {columns.field(column).type}; "
             "write train, valid or test into it as text"
         )
-    read = read_table(log, [ROW_ID, column])
-    table = pl.DataFrame({ROW_ID: read[ROW_ID], "part": spelled(read[column])})
-    joined = pl.DataFrame({ROW_ID: row_id}).join(table, on=ROW_ID, how="left", maintain_order="left")
-    if joined.height != len(row_id):
-        raise DataError(f"the rows of {log} share row ids: ingest the log again")
-    codes = joined["part"].str.to_lowercase().replace_strict(PART_NAMES, default=None, return_dtype=pl.Int8)
-    unknown = joined.filter(codes.is_null())["part"]
-    if len(unknown):
-        value, count = unknown.value_counts(sort=True).row(0)
-        shown = "no value" if value is None else f"the value {str(value)[:60]!r}"
-        raise DataError(
-            f"--split column:{column}: {count:,} of {len(codes):,} rows have {shown}; write train, valid or test "
-            f"(or {', '.join(name for name in PART_NAMES if name not in PARTS)}) into the column"
-        )
-    return codes.to_numpy()
+
+
+def unknown_parts(values: pl.Series) -> pl.Series:
+    """Those of the spelled ``values`` that name no part."""
+    return values.filter(_codes(values).is_null())
+
+
+def _codes(values: pl.Series) -> pl.Series:
+    return values.str.to_lowercase().replace_strict(PART_NAMES, default=None, return_dtype=pl.Int8)
+
+
+def no_parts(column: str, unknown: pl.Series, rows: str) -> str:
+    """The message about the ``unknown`` values among ``rows`` rows, of which there is at least one."""
+    value, count = unknown.value_counts(sort=True).row(0)
+    shown = "no value" if value is None else f"the value {str(value)[:60]!r}"
+    return (
+        f"--split column:{column}: {count:,} of {rows} rows have {shown}; write train, valid or test "
+        f"(or {', '.join(name for name in PART_NAMES if name not in PARTS)}) into the column"
+    )
