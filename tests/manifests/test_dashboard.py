@@ -45,7 +45,9 @@ def test_every_metric_and_label_exists(dashboard: dict[str, Any], exported: tupl
         inside = re.findall(r"[{,](\w+)(?==~?\")", text) + [
             label for group in re.findall(r"by \(([\w,]+)\)", text) for label in group.split(",")
         ]
-        assert set(inside) <= labels, text
+        # Prometheus adds the namespace to what it scrapes: the services of one cluster are shown apart.
+        assert set(inside) <= {*labels, "namespace"}, text
+        assert text.count("thinktwice_") == text.count('{namespace="$namespace"'), text
         bare = set(re.findall(r"\b([a-z_]+)\b(?=\s*\()", text))
         assert bare <= FUNCTIONS, text
         assert text.count("(") == text.count(")") and text.count("{") == text.count("}")
@@ -63,4 +65,12 @@ def test_panels_do_not_overlap_and_say_what_they_show(dashboard: dict[str, Any])
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in dashboard["panels"]]
     assert len(set(places)) == len(places)
     assert all(p["title"] and p["description"].endswith(".") for p in dashboard["panels"])
-    assert [v["name"] for v in dashboard["templating"]["list"]] == ["datasource", "arm", "version"]
+    assert [v["name"] for v in dashboard["templating"]["list"]] == [
+        "datasource",
+        "namespace",
+        "arm",
+        "version",
+    ]
+    scope, *chosen = dashboard["templating"]["list"][1:]
+    assert not scope["multi"] and not scope["includeAll"] and scope["query"].endswith(", namespace)")
+    assert all('{namespace="$namespace"}' in variable["query"] for variable in chosen)
