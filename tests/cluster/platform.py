@@ -445,8 +445,9 @@ class Platform:
         pod = self.store.get("pods", name)
         if pod is None:
             return
-        message = result.read_text() if result.exists() else ""
-        terminated = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "message": message[:4096]}
+        written = result.read_bytes() if result.exists() else b""
+        message = written[-4096:].decode()  # as the kubelet reads it
+        terminated = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "message": message}
         pod["status"] = {
             "phase": "Succeeded" if code == 0 else "Failed",
             "containerStatuses": [{"name": "probe", "state": {"terminated": terminated}}],

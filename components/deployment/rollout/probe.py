@@ -14,12 +14,14 @@ from components.deployment.rollout.objects import CONTAINER, PODS, probe_pod
 from components.deployment.rollout.waiting import pod_faults
 from thinktwice.errors import RolloutError
 from thinktwice.frozen import Frozen
+from thinktwice.printable import printable
 
 #: An empty row is a valid request to any model.
 EMPTY_ROW = '{"instances": [{"rows": [{}]}]}'
 PATH = "/v1/models/ctr:predict"
 
-#: Runs in the pod with the standard library alone. Counts statuses, versions and arms; the result is the termination message.
+#: Runs in the pod with the standard library alone. Counts statuses, versions and arms; the result is the termination message, of which
+#: Kubernetes keeps 4,096 bytes: what a server answers may be anything, and is cut until the result fits.
 SCRIPT = """
 import collections, json, math, os, threading, time, urllib.error, urllib.request
 
@@ -35,12 +37,14 @@ def once(number):
         headers["X-Experiment-Unit"] = env["PROBE_UNIT"].replace("{n}", str(number))
     request = urllib.request.Request(env["PROBE_URL"], body, headers)
     try:
-        with urllib.request.urlopen(request, timeout=15) as answer:
+        try:
+            answer = urllib.request.urlopen(request, timeout=15)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
             return str(answer.status), answer.read(), answer.headers.get("x-served-arm") or ""
-    except urllib.error.HTTPError as error:
-        return str(error.code), error.read(), ""
-    except OSError as error:
-        return type(getattr(error, "reason", None) or error).__name__, str(error).encode(), ""
+    except Exception as error:
+        return type(getattr(error, "reason", None) or error).__name__, str(error).encode("utf-8", "replace"), ""
 
 
 def ask(number):
@@ -55,15 +59,39 @@ def ask(number):
             for one in json.loads(text)["predictions"]:
                 version = str(one["model_version"])
                 fine += sum(math.isfinite(entry["probability"]) for entry in one.get("items") or one["rows"])
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:
             status = "200 without scores (" + repr(error) + ")"
     with lock:
         statuses[status] += 1
-        versions[version] += bool(version)
-        arms[arm] += bool(arm)
+        if version:
+            versions[version] += 1
+        if arm and status == "200":
+            arms[arm] += 1
         scored[0] += fine
         if status != "200" and len(bad) < 2:
             bad.append(text[:300].decode("utf-8", "replace"))
+
+
+def cut(text, most):
+    text = text.encode("utf-8", "replace").decode()
+    while len(json.dumps(text)) > most:
+        text = text[: len(text) * 9 // 10]
+    return text
+
+
+def named(counter, most):
+    found = collections.Counter()
+    for place, name in enumerate(sorted(counter, key=lambda name: (name != "200", -counter[name]))):
+        found[cut(name, most) if place < 8 else "others"] += counter[name]
+    return found
+
+
+def message(limit):
+    for most in (1000, 500, 250, 60):
+        found = {"statuses": named(statuses, most), "versions": named(versions, most), "arms": named(arms, most)}
+        text = json.dumps({**found, "scored": scored[0], "bad": [cut(text, most) for text in bad]})
+        if len(text) <= limit:
+            return text
 
 
 start, threads = time.monotonic(), []
@@ -75,9 +103,8 @@ for number in range(count):
     threads[-1].start()
 for thread in threads:
     thread.join()
-result = {"statuses": +statuses, "versions": +versions, "arms": +arms, "scored": scored[0], "bad": bad}
 with open(env.get("PROBE_RESULT", "/dev/termination-log"), "w") as file:
-    json.dump(result, file)
+    file.write(message(4096))
 """
 
 
@@ -195,7 +222,8 @@ def check_smoke(probed: Probed, version: str, url: str) -> None:
     """
     if probed.failed or not probed.total:
         status = next((status for status in probed.statuses if status != "200"), "no request was sent")
-        raise RolloutError(f"the test request to {url} got {status}: {(probed.bad or ('no text',))[0]}")
+        told = next((line for text in probed.bad if (line := " ".join(text.split()))), "no text")
+        raise RolloutError(f"the test request to {url} got {printable(status)}: {printable(told)}")
     from thinktwice.release.model_store import version_folder
 
     served = sorted({version_folder(name) for name in probed.versions})
