@@ -9,6 +9,7 @@ import pytest
 
 from components.deployment.rollout.experiments import ClusterRollout, versions_of_arms
 from components.deployment.rollout.run import canary
+from components.deployment.rollout.target import Session
 from tests.cluster.api_process import Api
 from tests.cluster.objects_store import Json
 from tests.cluster.served import V1, V2, V3, install, load, session
@@ -30,8 +31,8 @@ def declared(name: str, treatment: str = "two") -> ExperimentFile:
     return ExperimentFile.model_validate(content)
 
 
-def target(api: Api, file: ExperimentFile, uri: str = V2.uri) -> ClusterRollout:
-    here = session(api)
+def target(api: Api, file: ExperimentFile, uri: str = V2.uri, here: Session | None = None) -> ClusterRollout:
+    here = here or session(api)
     return ClusterRollout(here, versions_of_arms(here, file, [f"treatment={uri}"]))
 
 

@@ -8,16 +8,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from components.deployment.rollout import run
 from components.deployment.rollout.lock import Lock, State, read_state
 from components.deployment.rollout.run import canary, promote, roll_back, status
+from components.deployment.rollout.target import Session
 from tests.cluster.api_process import ROOT, Api
 from tests.cluster.objects_store import Json
 from tests.cluster.served import V1, V2, V3, install, load, session
+from tests.cluster.test_experiments import declared, target
 from tests.cluster.test_rollout import FORMS
 from thinktwice.errors import RolloutError
+from thinktwice.release.rollout import start_experiment
 
 Overlay = Callable[[str], list[Json]]
 ACTIONS = {"canary": (canary, V1, V2), "promote": (promote, V2, None), "rollback": (roll_back, V1, None)}
@@ -72,6 +78,92 @@ def test_a_killed_canary_can_be_rolled_back(api: Api, overlay: Overlay, after: i
     found = status(session(api))
     assert (found.live.stable, found.live.canary) == (V1, None)
     assert [name for name in api.objects("deployments") if "bbbb" in name] == []
+
+
+class Killed(BaseException):
+    """No code handles it, as none runs after a kill."""
+
+
+def run_killed(here: Session, action: Callable[[], object], change: int) -> bool:
+    """Run an action of which nothing reaches the server after its change number ``change``, as if its process had been killed.
+
+    Returns:
+        Whether it was, and not done before.
+    """
+    call, left, recorded = here.api.client.call_api, [change], [""]
+
+    def counted(path: str, method: str, **more: Any) -> object:
+        if left[0] < 0:
+            raise Killed
+        state = str(more.get("body") and more["body"]["metadata"].get("annotations")) if "/leases" in path else method
+        if method == "GET" or state == recorded[0]:
+            return call(path, method, **more)
+        # A renewal of the lease is no change: how many there are depends on the time.
+        left[0], recorded[0] = left[0] - 1, state if "/leases" in path else recorded[0]
+        answer = call(path, method, **more)
+        if left[0] < 0:
+            raise Killed
+        return answer
+
+    here.api.client.call_api = counted
+    try:
+        action()
+    except Killed:
+        return True
+    except RolloutError:
+        return False
+    return False
+
+
+def after_each(often: int, changes: int) -> list[Any]:
+    """Numbers of changes; one is tried in every run, the others by `make test-long`."""
+    return [n if n == often else pytest.param(n, marks=pytest.mark.long) for n in range(changes)]
+
+
+CHANGES = {"standard": 6, "knative": 7, "experiment": 9}
+LOST = [
+    pytest.param(name, number, marks=[] if (name, number) == ("standard", 1) else [pytest.mark.long])
+    for name, changes in CHANGES.items()
+    for number in range(changes)
+]
+
+
+@pytest.mark.parametrize(("name", "change"), LOST)
+def test_a_killed_roll_back_to_a_lost_version_ends_with_what_served(
+    api: Api, overlay: Overlay, name: str, change: int
+) -> None:
+    install(api, overlay(name))
+    canary(session(api), V2, 10)
+    promote(session(api))
+    api.control(broken={V1.name: "storage"})
+    here = session(api)
+    killed = run_killed(here, lambda: roll_back(here, duration_s=1), change)
+    state = read_state(session(api).api, "ctr")
+    if killed and state is not None and state.action:
+        try:
+            roll_back(session(api), duration_s=1)
+        except RolloutError as error:  # else it was killed while it was taken back
+            assert f"the roll-back to {V1.name} failed and was taken back, {V2.name} keeps serving" in str(error)
+    found = status(session(api))
+    assert found.live.stable == V2 and found.live.canary is None
+    assert found.state is not None and (found.state.stable, found.state.action) == (V2, "")
+    api.control(broken={})
+    canary(session(api), V3, 10, duration_s=1)
+
+
+@pytest.mark.parametrize("change", after_each(3, 11))
+def test_a_killed_start_of_an_experiment_that_cannot_start_frees_the_lock(
+    api: Api, overlay: Overlay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: int
+) -> None:
+    monkeypatch.setattr(run, "DURATION_S", 1)
+    install(api, overlay("experiment"))
+    api.control(broken={V2.name: "storage"})
+    file, here = declared("first"), session(api)
+    run_killed(here, lambda: start_experiment(tmp_path, file, target(api, file, here=here)), change)
+    with pytest.raises(RolloutError, match="cannot fetch its model"):
+        start_experiment(tmp_path, file, target(api, file))
+    assert sorted(api.objects("inferenceservices")) == ["ctr-control"]
+    canary(session(api), V3, 10)
 
 
 def test_two_at_once_are_refused_and_the_first_goes_on(api: Api, overlay: Overlay) -> None:

@@ -174,6 +174,7 @@ def stop(
 @app.command()
 def status(form: FormOption = "auto", service: Service = "ctr", namespace: Namespace = "") -> None:
     """Show the versions, their shares, and an action that was not finished."""
+    from components.deployment.rollout.run import completes
     from components.deployment.rollout.run import status as read
 
     found = read(_session(service, namespace, 60.0, False, None), form)
@@ -189,7 +190,7 @@ def status(form: FormOption = "auto", service: Service = "ctr", namespace: Names
     if state is not None and state.previous is not None:
         tell(f"before the last promotion: {printable(state.previous.name)}")
     if state is not None and state.action:
-        tell(f"not finished: {state.action}; `thinktwice rollout {state.action}` completes it")
+        tell(f"not finished: {state.action}; {completes(state)}")
 
 
 def _records(records: Path | None, work: Path) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from components.cluster.client import UnreachableError
 from components.deployment.rollout.gateway import Gateway
-from components.deployment.rollout.lock import read_state
+from components.deployment.rollout.lock import LostLockError, read_state
 from components.deployment.rollout.objects import SERVICES, Version, version_at
 from components.deployment.rollout.run import locked_experiment
 from components.deployment.rollout.target import Session, version_of
-from thinktwice.errors import ExperimentError
+from thinktwice.errors import ExperimentError, RolloutError, ThinktwiceError
 from thinktwice.experiment.file import CONTROL, ExperimentFile
 from thinktwice.release.rollout import RolloutStatus, ServedArm
 
@@ -50,7 +51,7 @@ class ClusterRollout:
         Raises:
             ExperimentError: control is not the version that is served, or the version of an arm is not known.
         """
-        with locked_experiment(self._session, self._gateway, file, "canary") as state:
+        with locked_experiment(self._session, self._gateway, file, "start") as state:
             known = {arm.name: self._version(arm.bundle) for arm in file.arms}
             if known[CONTROL].name != state.stable.name:
                 raise ExperimentError(
@@ -62,21 +63,44 @@ class ClusterRollout:
 
     def weight(self, file: ExperimentFile) -> None:
         """Route with another coverage; 0 gives everybody control."""
-        with locked_experiment(self._session, self._gateway, file, "canary"):
+        with locked_experiment(self._session, self._gateway, file, "weight"):
             self._gateway.route(file) if file.coverage else self._gateway.route_nobody(file)
 
     def promote(self, file: ExperimentFile, arm: str) -> None:
-        """Make an arm's version that of control, and end the experiment. Does nothing if that is done."""
-        with locked_experiment(self._session, self._gateway, file, "promote"):
+        """Make an arm's version that of control, and end the experiment. Does nothing if that is done.
+
+        Raises:
+            RolloutError: the version does not become ready; control serves what it served, and the experiment goes on.
+        """
+        with locked_experiment(self._session, self._gateway, file, "promote") as state:
             found = self._session.api.get(SERVICES, self._gateway.name(arm))
             if found is not None:
-                self._gateway.set_control(version_of(found["spec"]["predictor"], self._gateway.name(arm)))
+                version = version_of(found["spec"]["predictor"], self._gateway.name(arm))
+                if failed := self._set_control(version, state.stable):
+                    raise RolloutError(
+                        f"the promotion of {version.name} failed and was taken back, {state.stable.name} keeps serving as control: {failed}"
+                    )
             self._gateway.end(file)
 
     def roll_back(self, file: ExperimentFile) -> None:
-        """Give everybody control, and end the experiment."""
-        with locked_experiment(self._session, self._gateway, file, "rollback"):
+        """Give everybody control, and end the experiment. Control serves what it did before a promotion that was interrupted."""
+        with locked_experiment(self._session, self._gateway, file, "rollback") as state:
+            self._gateway.route_nobody(file)
+            if state.served not in (None, state.stable):
+                self._set_control(state.stable, state.served)
             self._gateway.end(file)
+
+    def _set_control(self, version: Version, served: Version) -> str:
+        """Make a version that of control. If it does not start, control serves what it served; returns why, "" if it has started."""
+        try:
+            self._gateway.set_control(version)
+        except (LostLockError, UnreachableError):
+            raise
+        except ThinktwiceError as error:
+            self._session.tell(f"version {version.name} failed as control, so {served.name} is restored: {error}")
+            self._gateway.set_control(served)
+            return str(error)
+        return ""
 
     def status(self) -> RolloutStatus:
         """What is served now."""

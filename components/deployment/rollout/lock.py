@@ -27,7 +27,8 @@ STATE = "thinktwice.dev/rollout"  # annotation with the state
 DURATION_S = 15
 POLL_S = 1.0
 
-Action = Literal["", "canary", "promote", "rollback"]
+#: The last two are of experiments, which have ``promote`` and ``rollback`` too.
+Action = Literal["", "canary", "promote", "rollback", "start", "weight"]
 
 
 class State(Frozen):
@@ -35,7 +36,8 @@ class State(Frozen):
 
     Attributes:
         action: the action that was begun and is not finished; "" for none.
-        stable: what serves, or served before the action that was begun.
+        stable: what serves, or served before the action that was begun; for a roll-back, what is to serve.
+        served: for a roll-back, what served when it was begun, and serves again if ``stable`` does not start.
         canary: what gets a share beside it, or is to get it.
         previous: what served before the last promotion.
         percent: share of the canary.
@@ -47,6 +49,7 @@ class State(Frozen):
     form: Form
     action: Action = ""
     stable: Version
+    served: Version | None = None
     canary: Version | None = None
     previous: Version | None = None
     percent: int = 0

@@ -143,19 +143,16 @@ def roll_back(session: Session, form: Choice = "auto", duration_s: int = DURATIO
             raise RolloutError(
                 f"there is nothing to roll back: {live.stable.name} serves all requests and no version before it is known; roll out an earlier bundle instead"
             )
+        # An interrupted call has recorded what served; what is there now may be the version that does not start.
+        served = state.served or live.stable
+        state = state.model_copy(update={"served": served})
         lock.save(state)
-        if state.canary is None and live.stable != state.stable:  # of a promotion: the promoted version works
-            promoted = State(
-                form=kind,
-                stable=live.stable,
-                previous=state.stable,
-                percent=live.percent,
-                min_replicas=live.min_replicas,
-            )
-            with _taken_back(session, lock, target, promoted, f"the roll-back to {state.stable.name}"):
-                target.roll_back(state)
-        else:
+        if served == state.stable:
             target.roll_back(state)
+        else:
+            kept = state.model_copy(update={"stable": served, "previous": state.stable})
+            with _taken_back(session, lock, target, kept, f"the roll-back to {state.stable.name}"):
+                target.roll_back(state)
         lock.save(State(form=kind, stable=state.stable))
         session.tell(f"{state.stable.name}: serves all requests, no canary is left")
 
@@ -166,9 +163,27 @@ def status(session: Session, form: Choice = "auto") -> Status:
     return Status(form=kind, live=FORMS[kind](session).live(), state=read_state(session.api, session.service))
 
 
+def completes(state: State) -> str:
+    """What to do about an action that was not finished."""
+    experiment = state.experiment
+    if experiment is None or experiment.name == CANARY:
+        return f"`thinktwice rollout {state.action}` completes it"
+    if state.action == "start":
+        return "`thinktwice rollout start` completes it, or takes it back"
+    return f"the same command completes it, or `thinktwice rollout stop {experiment.name}` ends the experiment"
+
+
 @contextmanager
-def locked_experiment(session: Session, gateway: Gateway, file: ExperimentFile, action: Action) -> Iterator[State]:
-    """The lock for a change of an experiment, recorded before and after.
+def locked_experiment(
+    session: Session,
+    gateway: Gateway,
+    file: ExperimentFile,
+    action: Literal["start", "weight", "promote", "rollback"],
+) -> Iterator[State]:
+    """The lock for a change of an experiment, recorded before and after. A start that fails is taken back; of what runs, the arms stay.
+
+    Yields:
+        What is recorded: as ``stable`` what control served before the change was begun, by this call or by one that was interrupted.
 
     Raises:
         RolloutError: a canary or another experiment stands.
@@ -177,22 +192,43 @@ def locked_experiment(session: Session, gateway: Gateway, file: ExperimentFile, 
         running = known.experiment if known is not None else None
         if running is not None and running.name != file.name:
             raise RolloutError(f"{running.name} runs in this namespace: end it before {file.name}")
-        state = State(form="gateway", action=action, stable=live.stable, experiment=file)
+        if known is None or running is None:
+            before = State(form="gateway", stable=live.stable, previous=known.previous if known else None)
+        else:
+            before = known
+        started = running is not None and before.action != "start"
+        if action in ("start", "weight"):
+            action = "weight" if started else "start"
+        changed = before.action in ("promote", "rollback")  # control, perhaps
+        state = State(
+            form="gateway",
+            action=action,
+            stable=before.stable if changed else live.stable,
+            served=(before.served or live.stable) if action == "rollback" else None,
+            previous=before.previous,
+            experiment=file,
+        )
         lock.save(state)
         try:
             yield state
         except (LostLockError, UnreachableError):
             raise
         except ThinktwiceError as error:
-            if running is not None or action != "canary":
-                raise  # it runs: the same command goes on, or `stop` ends it
+            if action == "promote" and not changed and gateway.live().stable == state.stable:
+                lock.save(before)  # taken back already
+            if action != "start":
+                raise  # it runs, and has a record: the same command goes on, or `stop` ends it
             session.tell(f"the start of {file.name} failed, so its arms are removed: {error}")
-            gateway.end(file)
-            lock.save(known or State(form="gateway", stable=live.stable))
+            try:
+                gateway.end(file)
+                lock.save(State(form="gateway", stable=live.stable, previous=before.previous))
+            except ThinktwiceError as second:
+                raise RolloutError(
+                    f"the start of {file.name} failed: {error}; taking it back failed too ({second}): run `thinktwice rollout start` again"
+                ) from second
             raise
-        ended = action in ("promote", "rollback")
-        stable = gateway.live().stable
-        previous = live.stable if action == "promote" and stable != live.stable else None
+        stable, ended = gateway.live().stable, action in ("promote", "rollback")
+        previous = state.stable if stable != state.stable else state.previous
         lock.save(State(form="gateway", stable=stable, previous=previous, experiment=None if ended else file))
 
 
@@ -227,7 +263,7 @@ def _taken_back(session: Session, lock: Lock, target: Target, state: State, what
         raise
     except ThinktwiceError as error:
         session.tell(f"{what} failed, so {state.stable.name} is restored: {error}")
-        back = state.model_copy(update={"action": "rollback"})
+        back = state.model_copy(update={"action": "rollback", "served": state.stable})
         try:
             lock.save(back)
             target.roll_back(back)
@@ -243,15 +279,20 @@ def _check_action(known: State | None, wanted: Action) -> None:
     """An interrupted action is completed, or rolled back, before another begins. An experiment is ended by its own commands."""
     if known is not None and known.experiment is not None and known.experiment.name != CANARY:
         name = known.experiment.name
+        if known.action == "start":
+            raise RolloutError(
+                f"the start of the experiment {name} was interrupted: run `thinktwice rollout start` again, which completes it or takes it back"
+            )
         raise RolloutError(
             f"the experiment {name} runs here: end it first (`thinktwice rollout stop {name}`, or `apply` after its decision)"
         )
     if wanted == "rollback":
         return
     if known is not None and known.action not in ("", wanted):
+        other = "" if known.action == "rollback" else ", or `thinktwice rollout rollback`"
         raise RolloutError(
             f"the {known.action} of {(known.canary or known.stable).name} was interrupted: run `thinktwice rollout {known.action}` again to "
-            "complete it, or `thinktwice rollout rollback`"
+            f"complete it{other}"
         )
 
 
