@@ -9,10 +9,10 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from components.deployment.rollout.gateway import GATEWAY, canary_experiment
+from components.deployment.rollout.gateway import GATEWAY, canary_experiment, enrolled_unit
 from components.deployment.rollout.objects import (
     Version,
     arm_service,
@@ -32,6 +32,8 @@ from tests.cluster.served import V1, V2, V3, install, session
 from tests.cluster.test_rollout import FORMS
 from tests.manifests import closed_schema, kserve_admission
 from thinktwice.errors import RolloutError
+from thinktwice.experiment.assignment import assign, layout_of
+from thinktwice.experiment.file import BUCKETS, ExperimentFile
 
 Overlay = Callable[[str], list[Json]]
 CALL = re.compile(r"/(?:api/v1|apis/([^/]+)/[^/]+)/namespaces/[^/]+/([a-z]+)(?:/([^/?]+))?(?:/([a-z]+))?")
@@ -181,3 +183,29 @@ def test_the_split_of_a_canary_gives_treatment_its_share(percent: int, name: str
         "control",
         "treatment",
     ]
+
+
+#: Arms, and the range of an exclusive group: from one bucket an arm to all.
+PARTS = st.integers(2, 5).flatmap(lambda arms: st.tuples(st.just(arms), st.integers(arms, BUCKETS)))
+
+
+@given(PARTS, st.integers(1, BUCKETS), SERVICE_NAMES)
+@example((2, BUCKETS), 2, "s1")
+def test_a_user_of_the_last_arm_is_found_for_every_coverage_that_is_accepted(
+    parts: tuple[int, int], share: int, salt: str
+) -> None:
+    """Of 20,000 units, none was in the one bucket of 10,000 of an arm for one salt in seven."""
+    arms = [{"name": name, "bundle": "b"} for name in ("control", "a1", "a2", "a3", "a4")[: parts[0]]]
+    content = {
+        "version": 1, "name": "n", "salt": salt, "arms": arms, "coverage": share / BUCKETS, "horizon": {"days": 1, "looks": 1},
+        "minimum": {"days": 0, "units": 2}, "exclusive_group": "g", "buckets": [0, parts[1]],
+    }  # fmt: skip
+    try:
+        file = ExperimentFile.model_validate(content)
+    except ValueError as error:
+        least = float(re.search(r"enrols no users: give at least ([0-9.]+)", str(error))[1])  # type: ignore[index]
+        file = ExperimentFile.model_validate({**content, "coverage": least})
+        assert file.enrolled_width == 1 and share < round(least * BUCKETS)
+    assert assign(layout_of([file]), enrolled_unit(file)).arm == arms[-1]["name"]
+    with pytest.raises(RolloutError, match="the coverage of n is 0, so arm"):
+        enrolled_unit(file.model_copy(update={"coverage": 0.0}))

@@ -265,7 +265,10 @@ def _check_ramp(file: ExperimentFile) -> None:
         raise ValueError(f"ramp: coverages must increase from above 0, not {steps}")
     for coverage in (*steps, *((file.coverage,) if file.coverage else ())):
         if round(coverage * BUCKETS) * file.arm_width // BUCKETS < 1:
-            raise ValueError(f"coverage {coverage} of {file.arm_width} buckets an arm enrols no users")
+            least = -(-BUCKETS // file.arm_width) / BUCKETS
+            raise ValueError(
+                f"coverage {coverage} of {file.arm_width:,} buckets an arm enrols no users: give at least {least}, one bucket an arm"
+            )
 
 
 def _check_test(file: ExperimentFile) -> None:

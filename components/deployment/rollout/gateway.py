@@ -7,6 +7,7 @@ reach a pod of the gateway first. An arm is removed only after no pod of the gat
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ from components.deployment.rollout.target import (
 )
 from components.deployment.rollout.waiting import wait_for
 from thinktwice.errors import ExperimentError, RolloutError
-from thinktwice.experiment.assignment import assign, layout_of
+from thinktwice.experiment.assignment import assign, bucket_of, layout_of
 from thinktwice.experiment.file import CONTROL, ExperimentFile
 from thinktwice.experiment.gateway_config import Endpoint, GatewayConfig
 from thinktwice.experiment.route_check import TrafficSplit, check_routes, read_split
@@ -208,15 +209,8 @@ class Gateway:
         Args:
             enrolled: the experiment by which users are chosen; ``wanted`` itself by default.
         """
-        layout, chooser = layout_of([wanted]), layout_of([enrolled or wanted])
-        unit = next(
-            (u for u in (f"rollout-{n}" for n in range(20_000)) if assign(chooser, u).arm == wanted.arms[-1].name), None
-        )
-        if unit is None:
-            raise RolloutError(
-                f"the coverage {wanted.coverage:.2%} of {wanted.name} enrolls nobody: give a larger share"
-            )
-        expected = assign(layout, unit).arm
+        unit = enrolled_unit(enrolled or wanted)
+        expected = assign(layout_of([wanted]), unit).arm
         template = self._api.get(DEPLOYMENTS, workload(self.name(CONTROL)))
         if template is None:
             raise RolloutError(
@@ -235,6 +229,20 @@ class Gateway:
                     f"-l app.kubernetes.io/name={self._service}-gateway`"
                 )
             pause(self._session, min(5.0, self._session.waiting.poll_s))
+
+
+def enrolled_unit(file: ExperimentFile) -> str:
+    """A unit to which a file gives its last arm: found for every coverage above 0, since each arm then has a bucket at least.
+
+    Raises:
+        RolloutError: the coverage is 0.
+    """
+    layout, arm = layout_of([file]), file.arms[-1].name
+    place = next((part for part in layout.ranges if part.arm == arm and part.enrolled), None)
+    if place is None:
+        raise RolloutError(f"the coverage of {file.name} is 0, so arm {arm} has no users: give a larger one")
+    units = (f"rollout-{n}" for n in itertools.count())
+    return next(unit for unit in units if place.start <= bucket_of(layout.salt, unit) < place.stop)
 
 
 def canary_experiment(stable: Version, canary: Version, percent: int) -> ExperimentFile:
