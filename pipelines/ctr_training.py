@@ -55,7 +55,7 @@ def build_pipeline(
     A `scheduled` run reads the log until the time that it is scheduled for, whenever it really starts; `until` is not read then.
 
     Each verdict (validation, blessing) is an output of a step that always succeeds; the following `dsl.If` is the gate.
-    Steps with an effect outside their own outputs (`bless` reads the champion, `deploy` replaces it) are never cached.
+    Steps with an effect outside their own outputs (`bless` reads the champion, `deploy` replaces it) are never cached, nor are TrainJobs.
 
     Raises:
         ValueError: the profile is unknown.
@@ -79,7 +79,6 @@ def build_pipeline(
         if profile != "gpu-trainjob":
             return nullcontext()
         removal = configure(remove_trainjobs(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "launch")
-        removal.set_caching_options(False)
         return dsl.ExitHandler(removal, name="remove-trainjobs-at-the-end")
 
     @dsl.pipeline(

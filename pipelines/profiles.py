@@ -1,8 +1,8 @@
 """Profiles: all Kubernetes settings of the pipeline, by profile and by role of the task.
 
 Roles: `train` (uses the accelerator), `cpu` (all other tasks that only write their outputs) and `effect` (has an effect
-outside its outputs, so it is neither cached nor retried), `launch` (waits for a TrainJob, or removes it) and `rollout` (starts a
-canary: neither cached nor retried, because a version that was taken back would be tried again).
+outside its outputs, so it is neither cached nor retried), `launch` (waits for a TrainJob, or removes it: not cached, because the id of the
+run, by which its jobs are found and removed, is part of KFP's cache key) and `rollout` (starts a canary: neither cached nor retried, because a version that was taken back would be tried again).
 Profiles: `local` sets only caching, because the local runner ignores all other settings, some with a warning;
 `cpu-pool` runs everything on CPU nodes; `gpu-single` runs each training step on one GPU of a GPU node pool;
 `gpu-trainjob` runs them as TrainJobs of Kubeflow Trainer, and the steps only wait for these.
@@ -113,7 +113,7 @@ def apply_profile(
     """
     check_profile(profile)
     task.set_container_image(image)
-    task.set_caching_options(role not in ("effect", "rollout"))
+    task.set_caching_options(role in ("train", "cpu"))
     if profile == "local":
         return task
 

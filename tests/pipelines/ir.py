@@ -18,6 +18,7 @@ GRAPH = TASKS | {"challenge", CANARY}  # these only where they are asked for
 
 LAUNCHES = {"launch-trainjob", "launch-trainjob-2", "launch-trainjob-3"}
 REMOVAL = "remove-trainjobs"
+NEVER_CACHED = EFFECTS | LAUNCHES | {CANARY, REMOVAL}
 
 
 def tasks_of(profile: str) -> set[str]:
@@ -32,6 +33,11 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return spec, {}
     executors = platforms[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     return spec, {name.removeprefix("exec-"): settings for name, settings in executors.items()}
+
+
+def is_cached(task: dict[str, Any]) -> bool:
+    """Whether KFP may take the outputs of a task from an earlier run."""
+    return bool(task.get("cachingOptions", {}).get("enableCache", False))
 
 
 def containers(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:

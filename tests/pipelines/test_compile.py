@@ -97,9 +97,19 @@ def test_steps_that_read_data_know_nothing_of_the_training(compiled: Path):
 def test_steps_with_effects_are_not_cached_and_all_others_are(compiled: Path):
     spec, _ = ir.load(compiled)
     for name, task in ir.tasks(spec).items():
-        assert bool(task.get("cachingOptions", {}).get("enableCache")) == (
-            name not in {*ir.EFFECTS, ir.CANARY, ir.REMOVAL}
-        ), name
+        assert ir.is_cached(task) is (name not in ir.NEVER_CACHED), name
+
+
+def test_no_step_that_is_cached_has_an_input_of_its_own_run(compiled: Path):
+    """KFP's cache key contains the values of the parameters: with one that no other run has, the cache would never be used."""
+    spec, _ = ir.load(compiled)
+    own = {
+        name for name, task in ir.tasks(spec).items() if re.search(r"\{\{\$\.pipeline_(job|task)_", str(task["inputs"]))
+    }
+    assert own <= ir.NEVER_CACHED and own & {*ir.LAUNCHES, ir.REMOVAL} == set(ir.tasks(spec)) & {
+        *ir.LAUNCHES,
+        ir.REMOVAL,
+    }
 
 
 def test_every_cached_step_knows_the_version_of_the_code(compiled: Path):

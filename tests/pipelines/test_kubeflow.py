@@ -376,8 +376,7 @@ def test_a_run_has_its_times_and_every_task_its_own(profile: Any, scheduled: boo
         "activeDeadlineSeconds": DEADLINE[profile],
     }
     for name, task in ir.tasks(spec).items():
-        cached = name not in {*ir.EFFECTS, ir.CANARY, ir.REMOVAL}
-        assert task.get("cachingOptions", {}).get("enableCache", False) is cached, name
+        assert ir.is_cached(task) is (name not in ir.NEVER_CACHED), name
         assert ("retryPolicy" in task) is (name not in {*ir.EFFECTS, ir.CANARY}), name
         assert 0 < int(kubernetes[name]["activeDeadlineSeconds"]) < DEADLINE[profile], name
     assert ("comp-exit-handler-1" in spec["components"]) is (profile == "gpu-trainjob")
