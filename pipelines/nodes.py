@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from components.choices import Platform
+from thinktwice.errors import PipelineError
 from thinktwice.frozen import Frozen
+from thinktwice.strict_yaml import first_fault, read_mapping
 
 POOL_LABEL = "thinktwice.dev/pool"
 GPU_RESOURCE = "nvidia.com/gpu"
@@ -18,6 +21,8 @@ ACCELERATORS = (
 )
 QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 _NAME = r"^$|^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$"
+_KEY = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
 #: Label with the name of a node pool.
 POOL_NAME: Mapping[Platform, str] = {
     "gke": "cloud.google.com/gke-nodepool",
@@ -32,6 +37,32 @@ SPOT: Mapping[Platform, tuple[str, str, bool]] = {
 }
 
 
+class Requirement(Frozen):
+    """What a label of a node must be, as in ``matchExpressions`` of a node affinity.
+
+    Attributes:
+        values: of the label; one of them for ``In``, none of them for ``NotIn``, one number for ``Gt`` and ``Lt``.
+    """
+
+    key: str = Field(pattern=_KEY)
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = "In"
+    values: tuple[Annotated[str, Field(pattern=_VALUE)], ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.operator in ("In", "NotIn") and not self.values:
+            raise ValueError(f"{self.key} with {self.operator} needs values")
+        if self.operator in ("Exists", "DoesNotExist") and self.values:
+            raise ValueError(f"{self.key} with {self.operator} has no values")
+        if self.operator in ("Gt", "Lt") and (len(self.values) != 1 or not self.values[0].isdigit()):
+            raise ValueError(f"{self.key} with {self.operator} needs one whole number in quotes")
+        return self
+
+    def to_json(self) -> dict[str, str | list[str]]:
+        """As in the spec of a pod."""
+        return {"key": self.key, "operator": self.operator, **({"values": list(self.values)} if self.values else {})}
+
+
 class Nodes(Frozen):
     """Which nodes a cluster has for training.
 
@@ -41,6 +72,7 @@ class Nodes(Frozen):
         spot: train on spot nodes, with more retries.
         queue: Kueue's LocalQueue for training; "" for none.
         priority: Kueue's WorkloadPriorityClass for training; "" for none.
+        gpu_affinity, cpu_affinity: what else the nodes of training, and of all other steps, must be; all of it.
     """
 
     platform: Platform = "pool"
@@ -49,6 +81,8 @@ class Nodes(Frozen):
     spot: bool = False
     queue: str = Field(default="", pattern=_NAME)
     priority: str = Field(default="", pattern=_NAME)
+    gpu_affinity: tuple[Requirement, ...] = ()
+    cpu_affinity: tuple[Requirement, ...] = ()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -82,6 +116,21 @@ class Where:
 
     selector: dict[str, str] = field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
+    affinity: tuple[Requirement, ...] = ()
+
+
+def load_nodes(path: Path) -> Nodes:
+    """The nodes in a YAML file with the fields of :class:`Nodes`.
+
+    Raises:
+        PipelineError: it cannot be read, or names what no cluster has.
+    """
+    content = read_mapping(path, "nodes file", PipelineError)
+    try:
+        return Nodes.model_validate(content)
+    except ValidationError as error:
+        place, fault = first_fault(error, Nodes, "nodes")
+        raise PipelineError(f"nodes file {path}: {place}: {fault}") from error
 
 
 def gpu_nodes(nodes: Nodes) -> Where:
@@ -98,14 +147,16 @@ def gpu_nodes(nodes: Nodes) -> Where:
         selector = {**selector, label: value}
         if tainted:
             tolerations.append(Toleration(label, value))
-    return Where(selector, tuple(tolerations))
+    return Where(selector, tuple(tolerations), nodes.gpu_affinity)
 
 
 def cpu_nodes(nodes: Nodes) -> Where:
     """Nodes for everything else. Without the name of a pool any node will do: GPU nodes keep pods away by their taint."""
     if nodes.platform == "pool":
-        return Where({POOL_LABEL: "cpu"})
-    return Where({POOL_NAME[nodes.platform]: nodes.cpu_pool} if nodes.cpu_pool else {})
+        selector = {POOL_LABEL: "cpu"}
+    else:
+        selector = {POOL_NAME[nodes.platform]: nodes.cpu_pool} if nodes.cpu_pool else {}
+    return Where(selector, affinity=nodes.cpu_affinity)
 
 
 def queue_labels(nodes: Nodes) -> dict[str, str]:

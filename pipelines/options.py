@@ -3,6 +3,7 @@
 # Annotations stay real objects here: typer reads them.
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -146,6 +147,14 @@ PlatformOption = Annotated[
 ]
 GpuPool = Annotated[str, typer.Option(help="Node pool with GPUs; required on gke, eks, aks.", show_default=False)]
 CpuPool = Annotated[str, typer.Option(help="Node pool of all other steps, on gke, eks, aks.", show_default="any node")]
+NodesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--nodes",
+        help="YAML file with what the node options say, and with affinities; instead of them.",
+        show_default=False,
+    ),
+]
 Spot = Annotated[bool, typer.Option("--spot", help="Train on spot nodes, with more retries.")]
 Queue = Annotated[str, typer.Option(help="Kueue's LocalQueue for training.", show_default="none")]
 Priority = Annotated[str, typer.Option(help="Kueue's WorkloadPriorityClass for training.", show_default="none")]
@@ -232,6 +241,7 @@ class NodeOptions:
     spot: Spot = False
     queue: Queue = ""
     priority: Priority = ""
+    nodes: NodesFile = None
 
 
 @dataclass(frozen=True)
@@ -284,23 +294,31 @@ def arguments_of(options: RunOptions, until: str, **changes: Any) -> "RunArgumen
 
 
 def nodes_of(options: NodeOptions) -> "Nodes":
-    """The node pools that options name.
+    """The node pools that options or a file name.
 
     Raises:
         PipelineError: they contradict each other.
     """
     from pydantic import ValidationError
 
-    from pipelines.nodes import Nodes
+    from pipelines.nodes import Nodes, load_nodes
 
+    given = {
+        "platform": options.platform,
+        "gpu_pool": options.gpu_pool,
+        "cpu_pool": options.cpu_pool,
+        "spot": options.spot,
+        "queue": options.queue,
+        "priority": options.priority,
+    }
+    if options.nodes is not None:
+        beside = [name for name, value in given.items() if value != getattr(NodeOptions(), name)]
+        if beside:
+            raise PipelineError(
+                f"--nodes {options.nodes} and --{beside[0].replace('_', '-')} both name nodes: write {beside[0]} into the file"
+            )
+        return load_nodes(options.nodes)
     try:
-        return Nodes(
-            platform=options.platform,
-            gpu_pool=options.gpu_pool,
-            cpu_pool=options.cpu_pool,
-            spot=options.spot,
-            queue=options.queue,
-            priority=options.priority,
-        )
+        return Nodes.model_validate(given)
     except ValidationError as error:
         raise PipelineError(reason(error)) from error

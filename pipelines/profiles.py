@@ -157,6 +157,7 @@ def job_placement(nodes: Nodes) -> dict[str, Any]:
         "labels": queue_labels(nodes),
         "node_selector": where.selector,
         "tolerations": [taint.to_json() for taint in where.tolerations],
+        **({"affinity": [each.to_json() for each in where.affinity]} if where.affinity else {}),
         "gpus": 1,
         "cpu": cpu,
         "memory": memory,
@@ -169,3 +170,5 @@ def _place(task: PipelineTask, where: Where) -> None:
         kubernetes.add_node_selector(task, label, value)
     for taint in where.tolerations:
         kubernetes.add_toleration(task, **taint.to_json())
+    if where.affinity:
+        kubernetes.add_node_affinity(task, match_expressions=[each.to_json() for each in where.affinity])

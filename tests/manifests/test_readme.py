@@ -367,11 +367,11 @@ def test_promotion_and_roll_back_with_ones_own_overlays(ads: Callable[..., Resou
 
 
 @pytest.mark.parametrize("overlay", ["standard", "standard-kserve"])
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_every_addition_does_what_the_text_says(
     ads: Callable[..., Resources], crds: Path, number: int, overlay: str
 ) -> None:
-    assert len(additions()) == 4
+    assert len(additions()) == 5
     plain, added = ads("ads/stable", overlay=overlay), ads("ads/stable", additions()[number], overlay)
     sound(added, crds)
     changed = {kind for kind in plain if plain[kind] != added[kind]}
@@ -382,9 +382,15 @@ def test_every_addition_does_what_the_text_says(
         assert added["ServiceAccount"]["secrets"] == plain["ServiceAccount"]["secrets"]
         assert added["ServingRuntime"]["spec"]["containers"][0]["imagePullPolicy"] == "Always"
     elif number == 1:
+        assert changed == {"InferenceService"}
+        pod = {"affinity": added["InferenceService"]["spec"]["predictor"]["affinity"], "containers": [{"name": "c"}]}
+        kubernetes_validate.validate(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": pod}, "1.34", strict=True
+        )
+    elif number == 2:
         assert changed == {"NetworkPolicy"} and way_out[1][:-1] == way_out[0]
         assert way_out[1][-1]["ports"] == [{"port": 9000, "protocol": "TCP"}]
-    elif number == 2:
+    elif number == 3:
         assert changed == {"NetworkPolicy"}
         assert [rule for rule in way_out[1] if rule not in way_out[0]] == [
             {"to": [{"ipBlock": {"cidr": "10.20.0.0/16"}}], "ports": [{"port": 443, "protocol": "TCP"}]}

@@ -9,9 +9,10 @@ import yaml
 
 import pipelines
 from components.step import IMAGE
+from components.training.launch_trainjob.objects import JobSettings, train_job
 from pipelines.compile import compile_pipeline
 from pipelines.ctr_training import build_pipeline
-from pipelines.nodes import ACCELERATORS, GPU_RESOURCE, POOL_LABEL, Nodes, cpu_nodes, queue_labels
+from pipelines.nodes import ACCELERATORS, GPU_RESOURCE, POOL_LABEL, Nodes, cpu_nodes, load_nodes, queue_labels
 from pipelines.profiles import (
     ONLINE_SECRET,
     PROFILES,
@@ -22,10 +23,12 @@ from pipelines.profiles import (
     STATE_MOUNT,
     job_placement,
 )
+from tests.manifests import closed_schema
 from tests.pipelines import ir
 from thinktwice.cli import main
 
-GOLDEN = Path(pipelines.__path__[0]) / "golden"
+ROOT = Path(pipelines.__path__[0]).parent
+GOLDEN = ROOT / "pipelines" / "golden"
 
 
 @pytest.fixture(scope="module", params=PROFILES)
@@ -239,6 +242,98 @@ def test_trainjobs_get_the_placement_and_are_removed_at_the_end(tmp_path: Path):
     removal = spec["root"]["dag"]["tasks"][ir.REMOVAL]
     assert removal["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert removal["dependentTasks"] == ["exit-handler-1"]
+
+
+def documented_nodes(tmp_path: Path) -> Path:
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "kubeflow.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "nodes.yaml").write_text(text)
+    return tmp_path / "nodes.yaml"
+
+
+@pytest.mark.parametrize("profile_of_file", ["gpu-single", "gpu-trainjob"])
+def test_a_nodes_file_with_affinities_reaches_every_pod(profile_of_file: str, tmp_path: Path, shared: Path):
+    file = documented_nodes(tmp_path)
+    out = tmp_path / "p.yaml"
+    assert main(["pipeline", "compile", "--profile", profile_of_file, "--nodes", str(file), "--out", str(out)]) == 0
+    nodes, content = load_nodes(file), yaml.safe_load(file.read_text())
+    spec, kubernetes = ir.load(out)
+    for name, settings in kubernetes.items():
+        trains = name in ir.TRAINING_TASKS and profile_of_file == "gpu-single"
+        wanted = [{"operator": "In", **each} for each in content["gpu_affinity" if trains else "cpu_affinity"]]
+        (term,) = settings["nodeAffinity"]
+        assert term["matchExpressions"] == wanted and "weight" not in term, name
+        pool = settings["nodeSelector"]["labels"]["cloud.google.com/gke-nodepool"]
+        assert pool == content["gpu_pool" if trains else "cpu_pool"]
+    if profile_of_file == "gpu-trainjob":
+        placement = ir.tasks(spec)["launch-trainjob"]["inputs"]["parameters"]["placement"]["runtimeValue"]["constant"]
+        assert placement == job_placement(nodes)
+        settings = {
+            "run": "r",
+            "step": "finetune",
+            "training_set": "s3://b/t",
+            "out": "s3://b/o",
+            "recipe": "{}",
+            "seed": 0,
+        }
+        job = train_job(
+            JobSettings.model_validate({**settings, "code_version": "1", "image": "x:1", "placement": placement})
+        )
+        (patch,) = job["spec"]["runtimePatches"]
+        pod = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"][
+            "spec"
+        ]
+        (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        assert term["matchExpressions"] == content["gpu_affinity"]
+        kubernetes_validate.validate(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": "p"},
+                "spec": {**pod, "containers": [{"name": "c"}]},
+            },
+            "1.34",
+            strict=True,
+        )
+        assert closed_schema.errors(job, shared / "schemas") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("platform: gke\n", "nodes: platform gke needs the name of the node pool"),
+        ("gpu_afinity: []\n", "gpu_affinity"),
+        ("gpu_affinity: [{key: zone, operator: In}]\n", "gpu_affinity.0: zone with In needs values"),
+        ("gpu_affinity: [{key: zone, operator: Exists, values: [a]}]\n", "zone with Exists has no values"),
+        ("cpu_affinity: [{key: cores, operator: Gt, values: [many]}]\n", "cores with Gt needs one whole number"),
+        ("cpu_affinity: [{key: 'a b', values: [x]}]\n", "cpu_affinity.0.key"),
+        ("cpu_affinity: [{key: a, values: [1]}]\n", "cpu_affinity.0.values.0"),
+        ("- a\n", "instead of a mapping"),
+    ],
+)
+def test_a_nodes_file_that_no_cluster_has_is_refused(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "n.yaml").write_text(text)
+    command = [
+        "pipeline",
+        "compile",
+        "--profile",
+        "cpu-pool",
+        "--out",
+        str(tmp_path / "p.yaml"),
+        "--nodes",
+        str(tmp_path / "n.yaml"),
+    ]
+    assert main(command) == 1
+    assert said in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "p.yaml").exists()
+
+
+def test_a_nodes_file_and_a_node_option_contradict_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = documented_nodes(tmp_path)
+    assert (
+        main(["pipeline", "compile", "--nodes", str(file), "--gpu-pool", "l4", "--out", str(tmp_path / "p.yaml")]) == 1
+    )
+    assert "and --gpu-pool both name nodes: write gpu_pool into the file" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

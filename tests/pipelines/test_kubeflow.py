@@ -94,7 +94,12 @@ def test_a_run_of_ones_own_log(server: Server, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("line", re.findall(r"^thinktwice .*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-def test_the_documented_commands(line: str, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documented_commands(
+    line: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (nodes,) = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "nodes.yaml").write_text(nodes)
+    monkeypatch.chdir(tmp_path)
     words = shlex.split(line.replace("http://localhost:8080", server.address))[1:]
     assert main(words) == 0
     assert capsys.readouterr().out.strip()

@@ -33,6 +33,7 @@ class JobPlacement(Frozen):
     labels: dict[str, str] = Field(default_factory=dict)
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[dict[str, str], ...] = ()
+    affinity: tuple[dict[str, str | list[str]], ...] = ()  # what the labels of the node must be, all of it
     gpus: int = Field(default=1, ge=0)
     cpu: str = "4"
     memory: str = "16Gi"
@@ -91,6 +92,11 @@ def train_job(settings: JobSettings) -> dict[str, Any]:
         pod["nodeSelector"] = dict(placement.node_selector)
     if placement.tolerations:
         pod["tolerations"] = [dict(toleration) for toleration in placement.tolerations]
+    if placement.affinity:
+        term = {"matchExpressions": [dict(requirement) for requirement in placement.affinity]}
+        pod["affinity"] = {
+            "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+        }
     patch = {"name": JOB, "template": {"spec": {"template": {"spec": pod}}}}
     job_spec: dict[str, Any] = {
         "runtimeRef": {"apiGroup": GROUP, "kind": "ClusterTrainingRuntime", "name": RUNTIME},
