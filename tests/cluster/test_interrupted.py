@@ -124,7 +124,7 @@ def after_each(often: int, changes: int) -> list[Any]:
     return [n if n == often else pytest.param(n, marks=pytest.mark.long) for n in range(changes)]
 
 
-CHANGES = {"standard": 6, "knative": 8, "experiment": 9}
+CHANGES = {"standard": 6, "knative": 8, "experiment": 8}
 LOST = [
     pytest.param(name, number, marks=[] if (name, number) == ("standard", 1) else [pytest.mark.long])
     for name, changes in CHANGES.items()
@@ -155,7 +155,7 @@ def test_a_killed_roll_back_to_a_lost_version_ends_with_what_served(
     canary(session(api), V3, 10, duration_s=1)
 
 
-@pytest.mark.parametrize("change", after_each(2, 11))
+@pytest.mark.parametrize("change", after_each(2, 9))
 def test_a_killed_start_of_an_experiment_that_cannot_start_frees_the_lock(
     api: Api, overlay: Overlay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: int
 ) -> None:
