@@ -94,7 +94,7 @@ class FieldEmbedding(nn.Module):
         for position, name in enumerate(self.fields.vectors):
             vector = vectors[name]
             known = ~vector.isnan().any(dim=1, keepdim=True)
-            projected = self.projections[position](torch.where(known, vector, 0.0))
+            projected = _linear(self.projections[position], torch.where(known, vector, 0.0))
             parts.append(torch.where(known, projected, self.extra_fill[start + position])[:, None])
         return parts
 
@@ -110,7 +110,7 @@ class FieldEmbedding(nn.Module):
         for position, layer in enumerate(self.counters):
             columns = self.scale.columns(position)
             missing = unknown[:, columns]
-            vector = layer(torch.cat([values[:, columns], missing.to(values.dtype)], dim=1))
+            vector = _linear(layer, torch.cat([values[:, columns], missing.to(values.dtype)], dim=1))
             known = ~missing.all(dim=1, keepdim=True)
             parts.append(torch.where(known, vector, self.extra_fill[start + position])[:, None])
         return parts
@@ -129,6 +129,14 @@ class FieldEmbedding(nn.Module):
         sizes = torch.tensor(self.fields.num_values, dtype=torch.int64, device=self.offsets.device)
         fill = self.table[self.offsets.repeat_interleave(sizes)]
         return torch.lerp(fill, self.table, keep[:, None])
+
+
+def _linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer of x [B, K], filled up with zeros to whole 16 bytes per row: on some processors the kernels for few
+    outputs round the rows of another width by their place in memory."""
+    assert isinstance(layer, nn.Linear)
+    missing = -x.shape[1] % 4
+    return F.linear(F.pad(x, (0, missing)), F.pad(layer.weight, (0, missing)), layer.bias) if missing else layer(x)
 
 
 class _Scale(nn.Module):

@@ -75,9 +75,10 @@ class HSTULayer(nn.Module):
         """[B, N, W] of states [B, N, W]."""
         rows, fields, width = states.shape
         projected = F.silu(self.project(self.norm(states))).view(rows, fields, 4, self.heads, width // self.heads)
-        u, v, q, k = projected.permute(2, 0, 3, 1, 4)  # each [B, heads, N, W / heads]
+        u, *parts = projected.permute(2, 0, 3, 1, 4)  # each [B, heads, N, W / heads]
+        v, q, k = (part.flatten(0, 1) for part in parts)
         q = q * ((0.5 * log_weights).exp() * (width // self.heads) ** -0.5)[:, None]
-        attention = F.silu(torch.matmul(q, k.transpose(2, 3)) + log_weights) / fields
-        mixed = torch.matmul(attention, v).transpose(1, 2).reshape(rows, fields, width)
+        attention = F.silu(torch.bmm(q, k.transpose(1, 2)) + log_weights) / fields
+        mixed = torch.bmm(attention, v).view(rows, self.heads, fields, -1).transpose(1, 2).reshape(rows, fields, width)
         gate = u.transpose(1, 2).reshape(rows, fields, width)
         return self.leave(self.norm_attended(mixed) * gate)
