@@ -31,6 +31,7 @@ class Upstream:
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self.start()
@@ -50,7 +51,7 @@ class Upstream:
         self._loop.close()
 
     async def _start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 20)
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, limit=1 << 20)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _kill(self) -> None:
@@ -62,9 +63,16 @@ class Upstream:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        self._writers.clear()
+        await asyncio.sleep(0)  # the sockets of aborted connections are closed in the next turn
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)  # before its task begins, which may be cancelled before that
+        task = self._loop.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
         try:
             while await self._answer(reader, writer):
                 pass
