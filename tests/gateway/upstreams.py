@@ -57,6 +57,7 @@ class Upstream:
     async def _kill(self) -> None:
         if self._server is not None:
             self._server.close()
+        await asyncio.sleep(0)  # a task that is cancelled before it begins would not close the socket that it was given
         for writer in list(self._writers):
             writer.transport.abort()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
