@@ -21,6 +21,12 @@ def tree_digest(path: Path) -> str:
     return sha256_text(*parts) if path.exists() else ""
 
 
+def tree_bytes(path: Path) -> int:
+    """Size of all files at or under `path`; 0 if it does not exist."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def artifacts_in(outputs: dict[str, Any]) -> Iterator[dsl.Artifact]:
     """The artifacts among the outputs of a task."""
     return (value for value in outputs.values() if isinstance(value, dsl.Artifact))

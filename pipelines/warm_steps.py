@@ -127,7 +127,7 @@ def warm_up(function: str) -> None:
 
 def _in_child(call: StepCall, variables: Mapping[str, str], parent: int, reader: int, writer: int) -> None:
     """Run the step in the forked process, after restoring the state of a new interpreter."""
-    _die_with(parent)
+    die_with(parent)
     os.close(reader)
     for descriptor in (1, 2):
         os.dup2(writer, descriptor)
@@ -149,7 +149,7 @@ def _in_child(call: StepCall, variables: Mapping[str, str], parent: int, reader:
         executor_main.executor_main()
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Make the system kill this process when its parent ends, for any reason (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -56,6 +56,11 @@ def tell(stage_name: str, text: str) -> None:
     _emit({"stage": stage_name, "event": "message", "text": text})
 
 
+def repeat(event: dict[str, Any]) -> None:
+    """Report an event that another process has recorded in a file of its own, with the instant at which it did."""
+    _emit(event)
+
+
 def recorded(step: Callable[..., T]) -> Callable[..., T]:
     """The same step, but an error that ends it is recorded as ``{type, message, own}``.
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from components.deployment.rollout.objects import Version
 from components.deployment.rollout.run import status
 from pipelines.arguments import RunArguments
+from pipelines.beside import MEANWHILE
 from pipelines.run import RunResult, run_local
 from pipelines.summary import print_summary
 from tests.cluster.api_process import ROOT
@@ -35,6 +36,7 @@ from thinktwice.files import read_json
 from thinktwice.release.champion import read_champion, verify_archive
 from thinktwice.release.model_store import list_versions, version_folder
 from thinktwice.schema import load_schema
+from thinktwice.threads import usable_cores
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 
@@ -79,6 +81,8 @@ def test_a_good_model_of_ones_own_log_is_deployed(first: tuple[RunResult, Events
     assert set(result.tasks) == ir.TASKS
     assert all(task.status == "SUCCESS" and not task.reused for task in result.tasks.values())
     assert events.tasks("start") == events.tasks("done") and set(events.tasks("done")) == ir.TASKS
+    beside = {e["stage"].removeprefix("task/") for e in events if e["event"] == "note" and e["text"] == MEANWHILE}
+    assert beside <= ir.TRAINING_TASKS and bool(beside) == (usable_cores() > 1)
     champion = read_champion(work / "state")
     assert champion is not None and verify_archive(champion) and champion.info.model_version.startswith("shop-")
     evaluation = read_json(result.bundle / "report" / "evaluation.json")
