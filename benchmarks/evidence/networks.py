@@ -206,8 +206,9 @@ class Networks:
         data = self.trunks.data(delay)
         valid = data.part_with_evidence("valid")
         blocks, base = self.trunks.blocks(seed), self.trunks.scores(seed)
-        rows = data.part_with_evidence("train")
-        return EvidenceFit(data, rows, blocks, valid, base.fit, np.arange(len(valid)), seed)
+        rows, training = data.part_with_evidence("train"), self.trunks.trunk(seed).training
+        assert training is not None
+        return EvidenceFit(data, rows, valid, np.arange(len(valid)), training, blocks, base.fit)
 
     def _counters(self, inputs: EvidenceFit, delay: str) -> tuple[Floats, Floats, Floats]:
         test = self._test(delay)

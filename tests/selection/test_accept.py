@@ -113,7 +113,7 @@ def halves(rows: EncodedRows) -> tuple[EncodedRows, EncodedRows]:
 
 def tried(trial_model: TrialModel, fit: EncodedRows, **settings: object) -> dict[str, Candidate]:
     config = FitConfig.model_validate(settings)
-    return {c.name: c for c in candidates(trial_model, fit, TestTimeConfig(), config, fixed)}
+    return {c.name: c for c in candidates(trial_model, fit, TestTimeConfig(), config, fixed, None)}
 
 
 def judged(candidate: Candidate, trial_model: TrialModel, fit: EncodedRows, later: EncodedRows) -> CandidateVerdict:

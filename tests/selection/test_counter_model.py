@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.files import read_json, write_json
 from thinktwice.release.bundle import load_bundle
+from thinktwice.selection import fit
 from thinktwice.selection.config import FitConfig
 from thinktwice.selection.fit import FitResult, fit_test_time
 from thinktwice.testtime.engine import raw_rows
@@ -101,9 +103,21 @@ def test_a_model_of_other_counters_is_refused(run: Path, fitted: FitResult, tmp_
         load_bundle(candidate_bundle(run, tmp_path / "test_time", tmp_path))
 
 
-def test_a_correction_is_compared_with_the_same_counters_in_the_trunk(run: Path, tmp_path: Path) -> None:
+def test_a_correction_is_compared_with_the_same_counters_in_the_trunk(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def noted(module: ModuleType, name: str) -> None:
+        begin = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **named: begun.append(name) or begin(*args, **named))
+
+    for name in ("counter_training", "evidence_fit", "fit_extras", "other_counters", "candidates"):
+        noted(fit, name)
     quick = FitConfig(strengths=(0.0,), min_counts=(0,), field_shares=(), max_paths=(4,))
     found = fit_test_time(run / "set", run / "model", None, tmp_path / "out", quick, fixed)
+    # The two longest trainings begin before the work that they run beside.
+    assert begun == ["counter_training", "fit_extras", "evidence_fit", "other_counters", "candidates"]
     tried = {c.name: c for c in found.report.candidates}
     assert {"counters in the trunk", "corrected"} <= set(tried) and found.report.accepted
     assert "counters_in_trunk" in tried["corrected"].controls

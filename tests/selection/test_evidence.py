@@ -25,7 +25,7 @@ from thinktwice.release.bundle import load_bundle
 from thinktwice.scoring import score_table
 from thinktwice.selection.candidates import with_correction
 from thinktwice.selection.config import FitConfig
-from thinktwice.selection.evidence import DAY_US, EvidenceFit, evidence_fit, fit_evidence
+from thinktwice.selection.evidence import DAY_US, EvidenceFit, EvidenceRows, evidence_fit, evidence_rows, fit_evidence
 from thinktwice.selection.fit import FitResult, fit_test_time
 from thinktwice.selection.parameters import trigger_of, triggered
 from thinktwice.selection.trial_model import TrialModel
@@ -68,7 +68,9 @@ def parts(run: Path) -> tuple[TrainingSet, EvidenceFit]:
     def score(rows: EncodedRows) -> np.ndarray:
         return raw_rows(Engine(model, reliability, TestTimeConfig()), rows).z
 
-    found = evidence_fit(data, trunk, np.arange(len(valid)), score)
+    rows = evidence_rows(data, trunk, np.arange(len(valid)))
+    assert isinstance(rows, EvidenceRows)
+    found = evidence_fit(rows, model, score)
     assert isinstance(found, EvidenceFit)
     return data, found
 

@@ -53,17 +53,41 @@ class Candidate:
     all_rows: bool = False
 
 
+def counters_candidate(
+    trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, config: FitConfig
+) -> Candidate | None:
+    """Counters in the trunk; None if ``config`` does not allow them, or no trunk was trained with them."""
+    if config.mode not in ("lean", "counters") or trial_model.counter_model is None:
+        return None
+    settings = counter_settings(trial_model, off)
+
+    def refit(model: TrialModel, *_: object) -> TestTimeConfig:
+        return calibrated(model, settings, fit)
+
+    return _fitted("counters in the trunk", trial_model, fit, refit(trial_model), refit)
+
+
+def _fitted(name: str, trial_model: TrialModel, fit: EncodedRows, settings: TestTimeConfig, refit: Refit) -> Candidate:
+    logit, passes = trial_model.logits(settings, fit)
+    return Candidate(name, settings, logloss(fit.label, logit), passes, refit)
+
+
 def candidates(
-    trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, config: FitConfig, price: Price
+    trial_model: TrialModel,
+    fit: EncodedRows,
+    off: TestTimeConfig,
+    config: FitConfig,
+    price: Price,
+    counting: Candidate | None,
 ) -> list[Candidate]:
-    """The best candidate of every mode that ``config`` allows. A gate or filter whose best strength is 0 is not a candidate.
+    """The best candidate of every mode that ``config`` allows, ``counting`` (:func:`counters_candidate`) among them. A gate or filter
+    whose best strength is 0 is not a candidate.
 
     Of the triggers and shares of retrieved evidence, those that ``price`` within the limit of cost come first.
     """
 
     def candidate(name: str, settings: TestTimeConfig, refit: Refit) -> Candidate:
-        logit, passes = trial_model.logits(settings, fit)
-        return Candidate(name, settings, logloss(fit.label, logit), passes, refit)
+        return _fitted(name, trial_model, fit, settings, refit)
 
     def escalating(
         name: str, base_of: Callable[[TrialModel], TestTimeConfig], trigger: TriggerKind, share: float
@@ -149,15 +173,8 @@ def candidates(
         if isinstance(gate_of(trial_model).base, Gate):
             out.append(best(escalating("members, gated", gated, "entropy", share) for share in config.member_shares))
         out.append(replace(escalating("members, all rows", lambda _: member, "always", 1.0), all_rows=True))
-    if tries("counters") and trial_model.counter_model is not None:
-        counting = counter_settings(trial_model, off)
-        out.append(
-            candidate(
-                "counters in the trunk",
-                calibrated(trial_model, counting, fit),
-                lambda model, *_: calibrated(model, counting, fit),
-            )
-        )
+    if counting is not None:
+        out.append(counting)
     if trial_model.evidence is not None and trial_model.extras.correction is not None:
         definition = trial_model.evidence.definition
         item = trial_model.evidence.data.schema.key_of("item")

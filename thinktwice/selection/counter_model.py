@@ -11,7 +11,7 @@ from thinktwice.models.backbone import Backbone
 from thinktwice.models.fields import CounterFields
 from thinktwice.models.registry import build_backbone
 from thinktwice.progress import note
-from thinktwice.selection.evidence import STAGE, EvidenceFit
+from thinktwice.selection.evidence import STAGE, EvidenceRows
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import auc
 from thinktwice.testtime.extras import Extras
@@ -24,11 +24,11 @@ from thinktwice.train.measure import fit_calibration, logits_of
 from thinktwice.train.run import train as run_training
 
 
-def counter_training(inputs: EvidenceFit, base: Backbone) -> AbstractContextManager[Training[Backbone]]:
+def counter_training(inputs: EvidenceRows, base: Backbone) -> AbstractContextManager[Training[Backbone]]:
     """Train the trunk ``base`` with counters, with its L2 and augmentation, on the train rows and counters of ``inputs``, beside
     this process if a core is idle. The earlier validation rows choose the epoch."""
     definition, scale, training = definition_of(inputs.data.schema), inputs.data.counter_scale, inputs.training
-    assert definition is not None and scale is not None and training is not None
+    assert definition is not None and scale is not None
     fields = base.fields.with_counters(CounterFields.of(definition, scale))
     settings, chosen = training.chosen_settings, training.chosen
 
@@ -52,7 +52,7 @@ def counter_training(inputs: EvidenceFit, base: Backbone) -> AbstractContextMana
 
 
 @reproducible()
-def counter_model(inputs: EvidenceFit, trial_model: TrialModel, training: Training[Backbone]) -> TrialModel:
+def counter_model(inputs: EvidenceRows, trial_model: TrialModel, training: Training[Backbone]) -> TrialModel:
     """The model of a training with counters, calibrated on the earlier validation rows."""
     model = training.model()
     logit = logits_of(model, BlockLoader(inputs.fit, with_counters=True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.evidence import Evidence
 from thinktwice.data.training_set import TrainingSet
+from thinktwice.models.backbone import Backbone
 from thinktwice.models.logit_network import Floats
 from thinktwice.progress import note
 from thinktwice.selection.trunks import Trunk
@@ -52,33 +54,32 @@ class Retrieved:
 
 
 @dataclass(frozen=True, eq=False)
-class EvidenceFit:
-    """Inputs for fitting the networks of one trunk.
+class EvidenceRows:
+    """Rows with evidence, for whatever reads it.
 
     Attributes:
-        rows: train rows [R] with evidence.
-        blocks: scored blocks of them.
-        valid: validation rows [V] in time order, with evidence; the earlier half, ``fit``, selects.
-        fit_logits: base logits of ``fit`` from the shipped model.
+        rows: train rows [R].
+        valid: validation rows [V] in time order; the earlier half, ``fit``, selects.
         valid_positions: [V] positions of the rows ``valid`` in their part.
-        seed: of every training run.
         training: how the shipped trunk was trained.
     """
 
     data: TrainingSet
     rows: EncodedRows
-    blocks: list[ScoredBlock]
     valid: EncodedRows
-    fit_logits: Logits
     valid_positions: Positions
-    seed: int
-    training: FinetuneRecord | None = None
+    training: FinetuneRecord
 
     @property
     def definition(self) -> str:
         """Hash of the definition of the counters."""
         assert self.data.counter_scale is not None
         return self.data.counter_scale.definition
+
+    @property
+    def seed(self) -> int:
+        """Seed of every training run."""
+        return self.training.seed
 
     @cached_property
     def fit(self) -> EncodedRows:
@@ -88,11 +89,20 @@ class EvidenceFit:
     def later(self) -> EncodedRows:
         return self.valid.take(np.arange(len(self.valid) // 2, len(self.valid)))
 
-    def of_other_rows(self, seed: int = 0) -> EvidenceFit:
+    def of_other_rows(self, seed: int = 0) -> Self:
         """A copy in which every row has the counters and the history of another row."""
         return replace(
             self, rows=_with_evidence_of_others(self.rows, seed), valid=_with_evidence_of_others(self.valid, seed)
         )
+
+
+@dataclass(frozen=True, eq=False)
+class EvidenceFit(EvidenceRows):
+    """Inputs for fitting the networks of one trunk: ``blocks`` are scored blocks of the train rows, and ``fit_logits`` the base logits
+    of the rows ``fit`` from the shipped model."""
+
+    blocks: list[ScoredBlock]
+    fit_logits: Logits
 
     def controls(self) -> Iterator[tuple[str, CorrectionNetwork, EncodedRows, EncodedRows]]:
         """Controls of the correction: name, the correction fitted to the control's counters, and the rows ``fit`` and ``later`` with
@@ -196,37 +206,42 @@ def _features(neighbours: Neighbours, rows: EncodedRows, column: int) -> tuple[F
     return neighbours.features(rows.ids[:, column].astype(np.int64), history)
 
 
-def evidence_fit(data: TrainingSet, trunk: Trunk, positions: Positions, score: Score) -> EvidenceFit | str:
-    """The inputs for fitting evidence for ``trunk``, or why it cannot be fitted. ``positions`` [V] of the validation rows used,
-    in time order.
+def evidence_rows(data: TrainingSet, trunk: Trunk, positions: Positions) -> EvidenceRows | str:
+    """The rows with evidence for ``trunk``, or why nothing can be fitted to them. ``positions`` [V] of the validation rows used, in
+    time order.
 
     Raises:
         BundleError: the record of its training is damaged.
     """
     if data.counter_scale is None:
         return "the schema has no statistics.instant"
-    rows, training = data.part_with_evidence("train"), trunk.training
-    valid = data.part_with_evidence("valid").take(positions)
-    fit = valid.take(np.arange(len(valid) // 2))
-    if training is None:
+    if trunk.training is None:
         return f"{trunk.folder} has no record of its training"
-    if len(fit) == 0 or fit.label.min() == fit.label.max():
+    valid = data.part_with_evidence("valid").take(positions)
+    found = EvidenceRows(data, data.part_with_evidence("train"), valid, positions, trunk.training)
+    if len(found.fit) == 0 or found.fit.label.min() == found.fit.label.max():
         return "the earlier validation rows are of one class"
+    return found
+
+
+def evidence_fit(found: EvidenceRows, trunk: Backbone, score: Score) -> EvidenceFit | str:
+    """The inputs for fitting the networks of ``trunk``, or why they cannot be fitted."""
+    data, training = found.data, found.training
     blocks = later_blocks(
-        rows,
+        found.rows,
         data.part("valid"),
-        trunk.model.fields,
-        trunk.model.config,
+        trunk.fields,
+        trunk.config,
         training.chosen_settings,
         TuningCandidate(training.chosen.table_l2, training.chosen.augmentation),
         split=data.info.split.kind,
-        seed=training.seed,
+        seed=found.seed,
         stage=STAGE,
     )
     blocks = [_subsampled(block, MAX_EXAMPLES // len(blocks)) for block in blocks]
     if not blocks:
         return "the train part cannot be cut into blocks"
-    return EvidenceFit(data, rows, blocks, valid, score(fit), positions, training.seed, training)
+    return EvidenceFit(data, found.rows, found.valid, found.valid_positions, training, blocks, score(found.fit))
 
 
 def network_report(fitted: FittedNetwork, examples: int) -> NetworkReport:

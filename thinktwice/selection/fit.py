@@ -23,11 +23,11 @@ from thinktwice.files import atomic_dir
 from thinktwice.models.backbone import Backbone
 from thinktwice.progress import note, track
 from thinktwice.selection.accept import CandidateVerdict, compare, control, other_counters, sentence
-from thinktwice.selection.candidates import EVIDENCE_MODES, Candidate, candidates
+from thinktwice.selection.candidates import EVIDENCE_MODES, Candidate, candidates, counters_candidate
 from thinktwice.selection.config import FitConfig
 from thinktwice.selection.cost import Meter, Price
 from thinktwice.selection.counter_model import counter_model, counter_training
-from thinktwice.selection.evidence import EvidenceFit, evidence_fit, fit_evidence
+from thinktwice.selection.evidence import EvidenceFit, EvidenceRows, evidence_fit, evidence_rows, fit_evidence
 from thinktwice.selection.frontier import frontiers
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.selection.trunks import Trunks, open_trunks
@@ -134,15 +134,20 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig, price: Price | 
     note(STAGE, novelty_words(novelty(data)))
     model, info = trunks[trunk].model, trunks[trunk].info
     other_trunks = tuple(trunk_model.model for name, trunk_model in trunks.items() if name != trunk)
-    extras = fit_extras(model, reliability, train, other_trunks, config)
-    inputs: EvidenceFit | str = NO_EVIDENCE
+    rows: EvidenceRows | str = NO_EVIDENCE
     if config.mode in ("lean", *EVIDENCE_MODES):
-        inputs = evidence_fit(data, trunks[trunk], positions, lambda rows: _off_logits(model, reliability, rows))
-    evidence = EvidenceReport(reason=inputs if isinstance(inputs, str) else NO_EVIDENCE)
+        rows = evidence_rows(data, trunks[trunk], positions)
     with ExitStack() as stack:
         counting = None
-        if isinstance(inputs, EvidenceFit) and config.mode in ("lean", "counters"):
-            counting = stack.enter_context(counter_training(inputs, model))
+        if isinstance(rows, EvidenceRows) and config.mode in ("lean", "counters"):
+            counting = stack.enter_context(counter_training(rows, model))  # the longest of all trainings begins first
+        extras = fit_extras(model, reliability, train, other_trunks, config)
+        inputs = (
+            rows
+            if isinstance(rows, str)
+            else evidence_fit(rows, model, lambda part: _off_logits(model, reliability, part))
+        )
+        evidence = EvidenceReport(reason=inputs if isinstance(inputs, str) else NO_EVIDENCE)
         if isinstance(inputs, EvidenceFit) and config.mode != "counters":
             extras, evidence = fit_evidence(inputs, extras, retrieves=config.mode != "corrected")
         of_evidence = inputs if isinstance(inputs, EvidenceFit) else None
@@ -228,32 +233,29 @@ def fit_mode(
     injected = price
     meter = cache(partial(Meter, trial_model, fit))  # nothing is measured unless something is tried
     price = cache(price or (lambda model, tried_config: meter()(model, tried_config)))
-    tried = candidates(trial_model, fit, off, config, price)
     plain = trial_model.logits(off, later)[0]
     max_cost = config.max_cost if config.mode == "lean" else float("inf")
-    measured = injected is None and len(tried) > 0
-    costs = {c.name: price(trial_model, c.config) for c in track(tried, stage=STAGE, total=len(tried), label="costs")}
-    compared = {
-        c.name: compare(
-            c,
-            trial_model,
-            later,
-            plain,
-            confidence=_shared(config.confidence, tried),
-            cost=costs[c.name].value,
-            max_cost=max_cost,
-        )
-        for c in tried
-    }
+
+    def compared(candidate: Candidate, confidence: float) -> CandidateVerdict:
+        cost = price(trial_model, candidate.config).value
+        return compare(candidate, trial_model, later, plain, confidence=confidence, cost=cost, max_cost=max_cost)
+
     with ExitStack() as stack:
-        other = None
-        if any(v.candidate.config.mode == "counters" and not v.failures for v in compared.values()):
+        counting, other = counters_candidate(trial_model, fit, off, config), None
+        # The longest of all controls begins first, unless no control is needed whatever is tried besides.
+        if counting is not None and not compared(counting, config.confidence).failures:
             other = stack.enter_context(other_counters(trial_model))
+        tried = candidates(trial_model, fit, off, config, price, counting)
+        for c in track(tried, stage=STAGE, total=len(tried), label="costs"):
+            price(trial_model, c.config)
+        shared = _shared(config.confidence, tried)
         waits_last = sorted(tried, key=lambda c: c.config.mode == "counters")  # its control is trained meanwhile
         controlled = {
-            c.name: control(compared[c.name], trial_model, fit, later, confidence=config.confidence, other=other)
+            c.name: control(compared(c, shared), trial_model, fit, later, confidence=config.confidence, other=other)
             for c in track(waits_last, stage=STAGE, total=len(tried), label="candidates")
         }
+    measured = injected is None and len(tried) > 0
+    costs = {c.name: price(trial_model, c.config) for c in tried}
     verdicts = [controlled[c.name] for c in tried]
     accepted = without_needless_looks([v for v in verdicts if v.accepted])
     affordable = [v for v in verdicts if v.cost <= max_cost]
