@@ -394,6 +394,32 @@ def test_alerts_and_scalers_ask_for_metrics_that_exist(objects: Callable[[str], 
     assert {(t["metricType"], t["metadata"]["ignoreNullValues"]) for t in triggers} == {("AverageValue", "false")}
 
 
+@pytest.mark.parametrize("file", ["base", "components/kserve-runtime"])
+@pytest.mark.parametrize("ip", ["10.1.2.3", "[fd00::1]"])
+def test_the_pod_monitor_finds_the_metrics_of_either_runtime(
+    objects: Callable[[str], Objects], file: str, ip: str
+) -> None:
+    """A monitor keeps only the ports that a container declares, and of them the one it names: the metrics' own is not declared."""
+    found = objects("production")
+    (endpoint,) = one(found, "PodMonitor", "ctr-predictor")["spec"]["podMetricsEndpoints"]
+    runtime = yaml.safe_load((MANIFESTS / file / "servingruntime.yaml").read_text())
+    announced = {
+        **runtime["spec"]["annotations"],
+        **one(found, "ServingRuntime", "ctr-torchserve")["spec"]["annotations"],
+    }
+    metrics = runtime["spec"]["annotations"]["prometheus.kserve.io/port"]
+    port = runtime["spec"]["annotations"].get("prometheus.io/port", announced["prometheus.io/port"])
+    assert port == metrics and endpoint["path"] == announced["prometheus.io/path"]
+    (declared,) = runtime["spec"]["containers"][0]["ports"]
+    assert declared["name"] == endpoint["port"] and set(endpoint) == {"port", "path", "interval", "relabelings"}
+    (relabeling,) = endpoint["relabelings"]
+    assert relabeling["sourceLabels"] == ["__address__", "__meta_kubernetes_pod_annotation_prometheus_io_port"]
+    joined = relabeling["separator"].join([f"{ip}:{declared['containerPort']}", port])
+    match = re.fullmatch(relabeling["regex"], joined)
+    assert match is not None and relabeling["targetLabel"] == "__address__"
+    assert match.expand(re.sub(r"\$(\d)", r"\\\1", relabeling["replacement"])) == f"{ip}:{metrics}"
+
+
 def texts(value: object) -> Iterator[str]:
     """Every string in a value of YAML."""
     if isinstance(value, str):
