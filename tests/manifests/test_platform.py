@@ -36,6 +36,8 @@ REQUIRED = {
     "production": ("predictor.env", f"image=registry.example.org/thinktwice/predictor@{DIGEST}\n"),
 }
 OVERLAYS = ("experiment", "evidence", "production", "local-kind", "training")
+#: Of the predictor alone: test_overlays.py has more about them.
+PREDICTOR = ("standard", "standard-canary", "knative")
 #: Kinds without a schema here, neither in Kubernetes nor in the folder of schemas.
 WITHOUT_SCHEMA = {"PodMonitor", "PrometheusRule", "LocalQueue"}
 CLUSTER_WIDE = {"PriorityClass", "ClusterTrainingRuntime"}
@@ -107,7 +109,7 @@ def pods(objects: Objects) -> list[tuple[str, dict[str, Any], dict[str, str]]]:
     return found
 
 
-every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+every_overlay = pytest.mark.parametrize("overlay", [*OVERLAYS, *PREDICTOR])
 
 
 @pytest.mark.parametrize("overlay", sorted(REQUIRED))
@@ -206,7 +208,9 @@ def test_long_running_pods_have_probes_and_time_to_stop(objects: Callable[[str],
         if name == "thinktwice-train":
             assert pod["terminationGracePeriodSeconds"] >= 120  # a checkpoint
             continue
-        assert pod["terminationGracePeriodSeconds"] >= 30
+        # Knative itself waits as long as a request of the revision may take.
+        assert ("terminationGracePeriodSeconds" in pod) is (overlay != "knative")
+        assert pod.get("terminationGracePeriodSeconds", 30) >= 30
         for container in pod["containers"]:
             assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container), name
 
@@ -230,7 +234,12 @@ def test_every_pod_of_a_service_has_a_policy_that_names_its_callers(
         ruling = [policy for policy in policies if selects(policy["podSelector"]["matchLabels"], labels)]
         assert len(ruling) == 1 and set(ruling[0]["policyTypes"]) == {"Ingress", "Egress"}, name
         open_ports = {port["port"] for rule in ruling[0]["ingress"] for port in rule["ports"]}
-        served = {port["containerPort"] for container in pod["containers"] for port in container["ports"]}
+        # In Knative requests come through the queue proxy.
+        served = (
+            {8012}
+            if overlay == "knative"
+            else {port["containerPort"] for container in pod["containers"] for port in container["ports"]}
+        )
         assert served <= open_ports and all(rule["from"] for rule in ruling[0]["ingress"]), name
 
 
