@@ -24,7 +24,7 @@ from thinktwice.data.ingest import ingest
 from thinktwice.data.sources.registry import builtin_schema
 from thinktwice.errors import DataError
 from thinktwice.parquet import read_frame
-from thinktwice.schema import LogSchema, load_schema
+from thinktwice.schema import LogSchema, load_schema, parse_schema
 from thinktwice.validate.split import split_log
 
 
@@ -126,6 +126,26 @@ def test_every_line_has_a_reason_and_questions_are_marked(tmp_path: Path) -> Non
     assert any("The times have no offset and are read as UTC" in line for line in asked)
     assert any("suspected leak: alone it predicts the label with an AUC of" in line for line in asked)
     assert any("suspected leak: its name says that it happens after the impression" in line for line in asked)
+
+
+@pytest.mark.parametrize("separator", [" ", ",", "|", "-", None])
+def test_a_column_of_item_ids_asks_whether_it_is_a_history(separator: str | None, tmp_path: Path) -> None:
+    draw = np.random.default_rng(5)
+    items = draw.integers(100, 160, 800)
+    seen = [items[max(0, n - n % 5) : n].tolist() for n in range(800)]
+    past = seen if separator is None else [separator.join(map(str, ids)) or None for ids in seen]
+    others = [" ".join(f"w{w}" for w in draw.integers(0, 50, 4)) for _ in items]
+    log = pl.DataFrame({"time": START_S + np.arange(800), "click": draw.integers(0, 2, 800), "user": draw.integers(0, 40, 800), "item": items, "past": past, "words": others, "slot": draw.choice(["top", "side"], 800)})  # fmt: skip
+    found = infer(log, tmp_path, "csv" if separator else "parquet")
+    (question,) = [line for line in found.text.splitlines() if "ids of items" in line]
+    assert question.startswith("# ? Column 'past' has up to 4 ids of items in a row")
+    own = "" if separator in (None, "|") else f", separator: {separator!r}"
+    assert f"add a sequence with column: past{own}, order: newest_first or newest_last." in question
+    added = f"sequences:\n  - {{name: history, of: item, column: past{own}, order: newest_last}}"
+    schema = parse_schema(
+        found.text.replace("sequences:", added).replace("- {name: past", "# - {name: past"), where="t"
+    )
+    assert schema.logged_sequences[0].separated_by == (separator or "|")
 
 
 def test_numbers_in_lists_of_different_lengths_may_be_weights(tmp_path: Path) -> None:

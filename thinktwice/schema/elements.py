@@ -41,8 +41,6 @@ def read_vectors(values: pa.Array) -> pl.Series:
         inner = texts(values).str.strip_chars("[]" + SPACE).str.split(",")
         parsed = inner.list.eval(pl.element().str.strip_chars(SPACE).cast(pl.Float64, strict=False))
         return parsed.cast(pl.List(pl.Float32))
-    if pa.types.is_fixed_size_list(values.type):  # polars does not read every part of such an array
-        values = values.cast(pa.list_(values.type.value_type))
     if values.type.value_type in (pa.float32(), pa.float64()):
         return as_series(values).cast(pl.List(pl.Float32))
     return read_elements(values, numbers).cast(pl.List(pl.Float32))

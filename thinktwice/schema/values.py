@@ -209,7 +209,10 @@ def texts(values: pa.Array) -> pl.Series:
 
 
 def as_series(values: pa.Array | pa.ChunkedArray) -> pl.Series:
-    """An array as a polars series; polars must support its type."""
+    """An array as a polars series; polars must support its type. Lists of a fixed size become lists: polars does not read every part
+    of such an array with missing ones."""
+    if pa.types.is_fixed_size_list(values.type):
+        values = values.cast(pa.list_(values.type.value_type))
     series = pl.from_arrow(values)
     assert isinstance(series, pl.Series)
     return series

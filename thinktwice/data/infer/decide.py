@@ -38,7 +38,7 @@ def decide(measured: Measured, label: str | None = None) -> Roles:
     key_values = {e: measured.text(k) for e, k in keys.items() if k is not None}
     for name, of in facts.items():
         if name not in taken:
-            place(measured, of, roles, kinds.get(name), key_values, clicked)
+            place(measured, of, roles, kinds.get(name), key_values, clicked, items=key_values.get("item"))
     return roles
 
 
@@ -61,13 +61,15 @@ def key_of_log(measured: Measured, entity: Side, column: str) -> list[str]:
     return list(dict.fromkeys([*same, *([named] if named else []), *alone]))
 
 
-def place_fields(measured: Measured, entity: Side, sample_key: pl.Series, clicked: pl.Series) -> Roles:
-    """The roles of the columns of a side table, whose sample are the rows of the log's sample; only fields, title and the columns
-    that are left out are set."""
+def place_fields(
+    measured: Measured, entity: Side, sample_key: pl.Series, clicked: pl.Series, items: pl.Series | None
+) -> Roles:
+    """The roles of the columns of a side table, whose sample are the rows of the log's sample; only fields, title, the columns that are
+    left out, and questions are set. ``items``: ids of items in the log's sample."""
     roles = Roles(TimeRole(None, "order", ""), LabelRole("", None, "", 0.0))
     kinds = kinds_of(measured, list(measured.facts))
     for name, of in measured.facts.items():
-        place(measured, of, roles, kinds.get(name), {entity: sample_key}, clicked, of_table=entity)
+        place(measured, of, roles, kinds.get(name), {entity: sample_key}, clicked, items=items, of_table=entity)
     return roles
 
 

@@ -8,6 +8,7 @@ import polars as pl
 
 from thinktwice.data.infer import names
 from thinktwice.data.infer.depend import FOLLOWS, LEAK, PERHAPS, auc_alone, dependence
+from thinktwice.data.infer.item_ids import question_about_ids
 from thinktwice.data.infer.kinds import FEW_NUMBERS, MIN_EACH, is_float, is_vector_text, list_separator, numbers_inside
 from thinktwice.data.infer.measure import ColumnFacts, Measured
 from thinktwice.data.infer.roles import FieldKind, FieldRole, Roles, Side
@@ -26,6 +27,7 @@ def place(
     keys: dict[str, pl.Series],
     clicked: pl.Series,
     *,
+    items: pl.Series | None,
     of_table: Side | None = None,
 ) -> None:
     """Enter a column in ``roles``: among the fields, as title, propensity or split, or among the columns that are left out.
@@ -34,6 +36,7 @@ def place(
         kind: kind of its values and the reason; None for times, lists and constants.
         keys: ids of the user and the item in the rows of the sample, by entity.
         clicked: 1 for a click, of the same rows.
+        items: ids of items in the log's sample, None if it has none.
         of_table: the entity of the side table that the column is in.
     """
     name = of.name
@@ -46,6 +49,8 @@ def place(
         roles.left_out[name] = f"it names parts of the log: give --split column:{name} to split by it"
         return
     text = measured.text(name)
+    if items is not None and of_table != "item" and (question := question_about_ids(of, text, items)):
+        roles.questions.append(question)
     separator = list_separator(of, text)
     if separator is not None:
         _place_list(of, text, separator, roles, keys, of_table)

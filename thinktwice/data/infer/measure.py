@@ -81,9 +81,7 @@ class Measured:
         if can_spell(values.type):
             return spelled(values)
         if self.facts[column].is_list and not pt.is_nested(kind.value_type):
-            lists = as_series(_plain(values))
-            lists = lists.arr.to_list() if isinstance(lists.dtype, pl.Array) else lists
-            return lists.cast(pl.List(pl.String)).list.join(",")
+            return as_series(_plain(values)).cast(pl.List(pl.String)).list.join(",")
         return pl.Series([None] * len(values), dtype=pl.String)
 
     def numbers(self, column: str) -> pl.Series:

@@ -79,7 +79,9 @@ def table_role(group: Group, of: Measured, log: Measured, roles: Roles, clicked:
     sample = _at_impressions(of, ids, log.text(column))
     columns = [name for name in of.facts if name not in (key, at)]
     shown = Measured({name: of.facts[name] for name in columns}, sample, of.rows, of.unparsable)
-    placed = place_fields(shown, side, sample_key=log.text(column), clicked=clicked)
+    items = None if roles.item is None else log.text(roles.item)
+    placed = place_fields(shown, side, sample_key=log.text(column), clicked=clicked, items=items)
+    roles.questions += placed.questions
     return TableRole(
         side,
         _relative(group.path, base),
