@@ -57,6 +57,7 @@ def choose_question(training_set: Path) -> Question:
             f"the log {schema.name} describes no users or no items: the demo needs users and items, choose another data set"
         )
     context = [field.name for field in schema.attributes_of("context")]
+    context += [sequence.name for sequence in schema.logged_sequences if sequence.entity == "context"]
     columns = [user_key, item_key, EVENT_TIME, LABEL, "split", *context]
     rows = read_frame(training_set / "rows.parquet")
     titled = "title" in rows.columns

@@ -95,7 +95,7 @@ def _compare_attributes(table: pa.Table, clean: pa.Table, schema: LogSchema, tim
     for entity in entities:
         names = columns_of(schema.attributes_of(entity))
         names += [v.name for v in schema.vectors if v.entity == entity]
-        names += [s.name for s in schema.logged_sequences if entity == "user"]
+        names += [s.name for s in schema.logged_sequences if s.entity == entity]
         if not names or entity in schema.side_tables:
             continue
         for row, same in _rows_of_same(clean, schema.key_of(entity), picked):

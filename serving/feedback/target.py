@@ -85,7 +85,10 @@ def kept(schema: LogSchema, config: FeedbackConfig) -> dict[str, str]:
     return {
         "definition of the counters": definition_for(schema, config).hash,
         "sequences": _hash(
-            [sequence.model_dump(mode="json", exclude_none=True) for sequence in schema.computed_sequences]
+            [
+                sequence.model_dump(mode="json", exclude_none=True, exclude={"entity"})
+                for sequence in schema.computed_sequences
+            ]
         ),
         "statistics of whole days": _hash(days),
         **ids,

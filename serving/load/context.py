@@ -53,7 +53,7 @@ def _value(
     if field.kind == "numeric":
         return _number(encoder.bounds[field.name], position)
     if field.kind == "sequence":
-        return _list(encoder.values_of(field.name), field.length, position, rng)
+        return _list(encoder.values_of(field.of), field.length, position, rng)
     if position in (UNKNOWN, MISSING):
         return None
     most_frequent = top_values(encoder, field)

@@ -23,6 +23,7 @@ from serving.protocol.v2_tensors import HEADER, pack, split
 from tests.data.lists_log import as_text, cleaned
 from thinktwice.cli import main
 from thinktwice.data.encoder import Encoder
+from thinktwice.data.feature_tables import build_feature_tables
 from thinktwice.data.ingest import ingest
 from thinktwice.data.point_in_time import training_rows
 from thinktwice.data.scoring_rows import as_table, read_fields
@@ -285,6 +286,63 @@ def test_a_sequence_to_score_that_is_no_list_is_named(tmp_path: Path) -> None:
     data = load_training_set(trained(tmp_path, log(40)))
     with pytest.raises(SchemaError, match=r"column 'past' has type .*sequence 'history' is read from lists of ids"):
         as_table(log(40).with_columns(past=pl.lit(3)), data.schema, data.encoder)
+
+
+OF_IMPRESSIONS = """\
+name: seen
+time: {format: order}
+label: {column: y}
+entities: {user: {key: user}, item: {key: item}}
+tables: {users: {path: users.csv}}
+fields: [{name: city, entity: user}]
+sequences:
+- {name: history, of: item, entity: context, column: past, order: newest_last, length: 3}
+- {name: liked, of: item, column: likes, separator: ",", length: 2}
+"""
+
+
+def test_a_sequence_of_each_impression_stands_beside_a_table_of_users(tmp_path: Path) -> None:
+    (tmp_path / "users.csv").write_text(
+        "user,city,likes\n" + "".join(f'u{n},c{n % 2},"i{n},i6,i5"\n' for n in range(5))
+    )
+    frame = log(400).drop("tags", "moods")
+    assert cleaned(frame, tmp_path, OF_IMPRESSIONS).rows_quarantined == 0
+    schema = load_schema(tmp_path / "clean" / "schema.yaml")
+    build_feature_tables(tmp_path / "clean", tmp_path / "tables", schema)
+    assert pl.read_parquet(tmp_path / "tables" / "user_attributes.parquet").columns[3:] == ["city", "liked"]
+    rows = training_rows(tmp_path / "clean", schema)
+    seen = [past[::-1][:3] for past in frame["past"].to_list()]
+    assert [v or [] for v in rows["history"].to_pylist()] == seen
+    assert rows["liked"].to_pylist()[:2] == [["i0", "i6"], ["i1", "i6"]]
+    build_training_set(rows, schema, tmp_path / "set", SplitSpec(kind="time"))
+    data = load_training_set(tmp_path / "set")
+    expected = data.encoder.encode_table(rows).sequences["history"]
+    assert (np.count_nonzero(expected, axis=1) == [len(values) for values in seen]).all()
+    for number in (3, 4, 5, 6):
+        for form, body, headers in context_forms("history", seen[number]):
+            request = parsed(body, headers, schema)
+            assert request.context is not None
+            encoded = data.encoder.encode_rows([request.context]).sequences["history"][0]
+            assert encoded.tolist() == expected[number].tolist(), form
+    # A longer list is cut as the log is, before unknown values are left out.
+    longer = ["new", None, "i1", "i2", "i3"]
+    cut = [data.encoder.index_of("item", "i1"), data.encoder.index_of("item", "i2"), 0]
+    assert data.encoder.encode_rows([{"history": longer}]).sequences["history"][0].tolist() == cut
+    given_rows = rows.slice(0, 1).drop("history").append_column("history", pa.array([longer], pa.list_(pa.string())))
+    assert data.encoder.encode_table(given_rows).sequences["history"][0].tolist() == cut
+    table = as_table(frame, schema, data.encoder)
+    assert [v or [] for v in table["history"].to_pylist()] == seen
+
+
+def test_a_sequence_that_the_table_of_users_lacks_may_be_of_the_log(tmp_path: Path) -> None:
+    (tmp_path / "users.csv").write_text("user,city,likes\nu0,c,i1\n")
+    wrong = OF_IMPRESSIONS.replace("entity: context, column: past", "column: past")
+    with pytest.raises(
+        SchemaError, match=r"'history' wants column 'past' of .*users.csv.* add 'entity: context' to the sequence"
+    ):
+        cleaned(log(40), tmp_path, wrong)
+    with pytest.raises(SchemaError, match="entity: context is for a sequence with a column"):
+        parse_schema(OF_IMPRESSIONS.replace("column: past, order: newest_last, ", ""), where="t")
 
 
 def test_the_encoder_of_lists_survives_its_file(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ EXPECTED = {
     "a request sends the time, not this field",
     "recent": "the 5 latest values of item that the user has clicked, computed from earlier impressions",
     "seen": "the 6 latest values of item that the user has seen, computed from earlier impressions",
-    "history": "the 7 newest values of item, from column past (newest last)",
+    "history": "the 7 newest values of item, attribute of the user, from column past (newest last)",
     "look": "vector of 4 numbers, attribute of the item, from column look of the table of items",
     "item_views_7d": "number of impressions of the item of the last 7 days, before the day of the impression (days of UTC), computed "
     "from the log",

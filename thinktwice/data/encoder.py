@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -265,13 +265,10 @@ class Encoder:
                 continue
             index, block = self._index[f.of], np.zeros((len(rows), f.length), np.int64)
             for r, row in enumerate(rows):
-                # Missing values are left out: no vocabulary contains them without their mark.
-                words = row.get(f.name)
-                known = (
-                    []
-                    if words is None
-                    else [i for v in words if (i := index.get(v if type(v) is str else spell(self._plain(v)) or "", 0))]
-                )[: f.length]
+                # Cut as a log is: to the newest values that are not missing, known or not.
+                given = row.get(f.name)
+                words = (v if type(v) is str else spell(self._plain(v)) for v in (() if given is None else given))
+                known = [i for word in islice(filter(None, words), f.length) if (i := index.get(word, 0))]
                 block[r, : len(known)] = known
             sequences[f.name] = block
         vectors = {}
@@ -392,13 +389,14 @@ class Encoder:
         flat = flat.with_columns(words.alias("value")).drop_nulls("value")
         if flat.height == 0:
             return out, None if given is None else given.astype(np.float32)
+        if given is None:  # cut as a log is: to the newest values that are not missing, known or not
+            flat = flat.filter(_places(flat["row"].to_numpy()) < f.length)
         index = self._lookup(f.of, flat["value"])
         known = index > 0
         if given is not None:
             known &= flat["weight"].to_numpy() > 0
         row, index = flat["row"].to_numpy()[known], index[known]
-        starts = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.zeros(0, np.int64)
-        position = np.arange(len(row)) - np.repeat(starts, np.diff(np.r_[starts, len(row)]))
+        position = _places(row)
         keep = position < f.length
         out[row[keep], position[keep]] = index[keep]
         if given is None:
@@ -452,6 +450,12 @@ class _EncoderFile(BaseModel):
         if invalid := [n for n, b in self.bounds.items() if any(high <= low for low, high in pairwise(b))]:
             raise ValueError(f"the bounds of {invalid[0]!r} are not ascending")
         return self
+
+
+def _places(row: np.ndarray) -> np.ndarray:
+    """The place [E] of each element among those of the same row; ``row`` [E] ascends."""
+    starts = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.zeros(0, np.int64)
+    return np.arange(len(row)) - np.repeat(starts, np.diff(np.r_[starts, len(row)]))
 
 
 def _bounds(values: np.ndarray, field: LogField | Cross | None, buckets: int) -> np.ndarray:

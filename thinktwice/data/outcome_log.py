@@ -68,7 +68,7 @@ def _served_sequence(sequence: Sequence, schema: LogSchema) -> Sequence:
     """A precomputed sequence as it was served: newest first, and under its own name if a side table has it."""
     if sequence.column is None:
         return sequence
-    column = sequence.name if "user" in schema.side_tables else sequence.column
+    column = sequence.name if sequence.entity in schema.side_tables else sequence.column
     return sequence.model_copy(update={"column": column, "order": None})
 
 

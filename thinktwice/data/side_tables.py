@@ -20,7 +20,7 @@ from thinktwice.files import sha256_file
 from thinktwice.parquet import parquet_writer, read_table
 from thinktwice.progress import track
 from thinktwice.schema import LogSchema
-from thinktwice.schema.columns import check_named, table_columns
+from thinktwice.schema.columns import check_named, known_column, table_columns
 from thinktwice.schema.fields import TABLE_OF
 from thinktwice.schema.values import one_array, spelled
 from thinktwice.validate.parse import times_of
@@ -54,6 +54,7 @@ def read_tables(schema: LogSchema, source: str, out: Path) -> TablesRead:
     for side in schema.side_tables:
         name, named = TABLE_OF[side], table_columns(schema, side)
         reading = _open(schema.side_tables[side].path, name, schema, side)
+        _refuse_sequences_of_the_log(schema, side, reading)
         check_named(named, schema.name, reading.columns, reading.where)
         rows[name], broken = _write(reading, name, source, raw_table(out, side))
         if not rows[name]:
@@ -65,6 +66,15 @@ def read_tables(schema: LogSchema, source: str, out: Path) -> TablesRead:
         identity += [name, *reading.identity]
         notes += [f"{name}: {note}" for note in reading.notes]
     return TablesRead(rows, unparsable, pa.concat_tables(lines), files, tuple(identity), tuple(notes))
+
+
+def _refuse_sequences_of_the_log(schema: LogSchema, side: Side, reading: Reading) -> None:
+    for sequence in schema.table_sequences(side):
+        if sequence.column not in reading.columns.names:
+            raise SchemaError(
+                f"sequence {sequence.name!r} wants column {sequence.column!r} of {reading.where}, the table of {TABLE_OF[side]}, which does "
+                f"not have it: if each row of the log has it, add 'entity: context' to the sequence; {known_column(str(sequence.column), reading.columns.names)}"
+            )
 
 
 def _open(path: str, name: str, schema: LogSchema, side: Side) -> Reading:

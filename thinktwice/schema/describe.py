@@ -77,7 +77,7 @@ def _field(schema: LogSchema, field: LogField) -> str:
 def _sequence(sequence: Sequence) -> str:
     if sequence.column is not None:
         order = (sequence.order or "newest_first").replace("_", " ")
-        return f"the {sequence.length} newest values of {sequence.of}, from column {sequence.column} ({order})"
+        return f"the {sequence.length} newest values of {sequence.of}, {_of(sequence.entity)}, from column {sequence.column} ({order})"
     what = "clicked" if sequence.clicks_only else "seen"
     return f"the {sequence.length} latest values of {sequence.of} that the user has {what}, computed from earlier impressions"
 

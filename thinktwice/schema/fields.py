@@ -267,7 +267,8 @@ class LabelColumn(Described):
 
 class Sequence(Described):
     """The user's latest values of an item field, newest first, strictly before the impression; or, with ``column``, a list of such
-    values that the log has in each row (or the side table of users in each of its rows).
+    values that the log has in each row (or the side table of users in each of its rows). With ``entity: context`` the column is one of
+    the log also beside a side table, and requests send the values, as they are known per impression.
 
     Training rows contain every earlier click. An online store contains those up to its last materialization, so a served
     sequence is as old as that: materialize often, or push, if sessions matter.
@@ -277,6 +278,7 @@ class Sequence(Described):
     of: str
     length: int = Field(default=20, ge=1, le=200)
     clicks_only: bool = True
+    entity: Literal["user", "context"] = "user"
     column: str | None = None  # a list column, or text with a separator
     separator: str | None = None  # of the column, if it is text (default |)
     order: Literal["newest_first", "newest_last"] | None = None  # of the column's values (default newest_first)
@@ -285,6 +287,10 @@ class Sequence(Described):
     def _consistent(self) -> Sequence:
         if self.column is None and (self.separator is not None or self.order is not None):
             raise ValueError(f"sequence {self.name!r}: separator and order are for a sequence with a column")
+        if self.column is None and self.entity == "context":
+            raise ValueError(
+                f"sequence {self.name!r}: entity: context is for a sequence with a column, which the log has in each row"
+            )
         if self.column is not None and not self.clicks_only:
             raise ValueError(
                 f"sequence {self.name!r}: clicks_only is for a sequence without a column, which is computed from the log"

@@ -93,7 +93,7 @@ class LogSchema(Described):
         if self.entities.item is not None and self.entities.item.as_field:
             item_categoricals.add(self.entities.item.key)
         for sequence in self.sequences:
-            if self.entities.user is None:
+            if self.entities.user is None and sequence.entity == "user":
                 raise ValueError(f"sequence {sequence.name!r} needs entities.user")
             if sequence.of not in item_categoricals:
                 raise ValueError(
@@ -200,13 +200,13 @@ class LogSchema(Described):
     @property
     def logged_sequences(self) -> tuple[Sequence, ...]:
         """The sequences that are read from the log."""
-        return () if "user" in self.side_tables else tuple(s for s in self.sequences if s.column is not None)
+        return tuple(s for s in self.sequences if s.column is not None and s.entity not in self.side_tables)
 
     def table_sequences(self, entity: Literal["user", "item"]) -> tuple[Sequence, ...]:
         """The sequences that are read from the side table of an entity."""
-        if entity != "user" or "user" not in self.side_tables:
+        if entity not in self.side_tables:
             return ()
-        return tuple(s for s in self.sequences if s.column is not None)
+        return tuple(s for s in self.sequences if s.column is not None and s.entity == entity)
 
     @property
     def logged_title(self) -> str | None:
@@ -317,7 +317,7 @@ class LogSchema(Described):
                 ModelField(
                     name=s.name,
                     kind="sequence",
-                    entity="user",
+                    entity=s.entity,
                     origin="sequence" if s.column is None else "attribute",
                     protected=True,
                     length=s.length,

@@ -129,6 +129,7 @@ KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
             "of": ("The categorical item field, or the item's key, whose values it contains.", "of: item"),
             "length": ("Number of values, newest first.", "length: 20"),
             "clicks_only": ("Only of clicked impressions.", "clicks_only: false"),
+            "entity": ("With a column: user (default), the column is in the table of users if there is one, and the latest values are looked up for a request; or context, it is in the log, and a request sends the values.", "entity: context"),
             "column": ("A column that has the sequence already: a list, or text with a separator. Without it, it is computed from the log. With a table of users, a column of that table.", "column: history"),
             "separator": ("Text between the values of the column, if it is text (default |).", 'separator: ","'),
             "order": ("Order of the column: newest_first (default) or newest_last.", "order: newest_last"),

@@ -122,6 +122,7 @@ def event_time(schema: LogSchema, rows: pa.RecordBatch) -> pl.Series:
         update={
             "entities": Entities(),
             "fields": (),
+            "sequences": (),
             "vectors": (),
             "tables": SideTables(),
             "propensity": None,
@@ -162,7 +163,7 @@ def canonical(schema: LogSchema, read: pl.DataFrame) -> pl.DataFrame:
             out[field.name] = _of_known_user(schema, field.entity, _canonical_field(field))
         if field.weights is not None:
             out[field.weights.name] = _of_known_user(schema, field.entity, _canonical_weights(field.weights))
-    out |= {s.name: _of_known_user(schema, "user", _canonical_sequence(s)) for s in schema.logged_sequences}
+    out |= {s.name: _of_known_user(schema, s.entity, _canonical_sequence(s)) for s in schema.logged_sequences}
     for vector in schema.logged_vectors:
         values = pl.col(_name(_VECTOR, vector.source_column))
         out[vector.name] = _of_known_user(schema, vector.entity, values)
