@@ -246,7 +246,7 @@ REFUSALS = {
     "reset": (lambda seen: Answer(reset=True), "cannot be reached"),
     "half": (
         lambda seen: Answer(cut=True) if seen.method == "GET" and "range" in seen.headers else None,
-        "cannot be reached|fewer bytes",
+        "stopped in the middle of the object|fewer bytes",
     ),
 }
 

@@ -95,7 +95,7 @@ def test_a_read_that_breaks_in_the_middle_goes_on(bucket: Bucket, faulty: Proxy,
     with open_store(bucket.uri, FEW) as store:
         assert read_all(store, "big", 11 << 20) == big.read_bytes()
         faulty.plan(lambda seen: Answer(cut=True) if get(seen) else None)
-        with pytest.raises(StorageError, match=f"{bucket.uri}/big: the object store cannot be "):
+        with pytest.raises(StorageError, match=f"{bucket.uri}/big: the object store stopped in the middle"):
             read_all(store, "big", 11 << 20)
 
 

@@ -92,6 +92,11 @@ def as_sentences(uri: str) -> Iterator[None]:
             f"{uri}: the object store sends other bytes than were written ({_told(error)}): run again, and if it stays so, upload the "
             "object again"
         ) from error
+    except (boto.ResponseStreamingError, boto.IncompleteReadError) as error:
+        raise StorageError(
+            f"{uri}: the object store stopped in the middle of the object ({_told(error)}): run again, and if it stays so, check the network "
+            "and upload the object again"
+        ) from error
     except (boto.ReadTimeoutError, boto.ConnectTimeoutError) as error:
         raise StorageError(
             f"{uri}: the object store does not answer in time ({_told(error)}): check {ADDRESS} and try again"
