@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.deployment.rollout.experiments import ClusterRollout, versions_of_arms
+from components.deployment.rollout.lock import read_state
 from components.deployment.rollout.run import canary
 from components.deployment.rollout.target import Session
 from tests.cluster.api_process import Api
@@ -72,7 +73,10 @@ def test_an_arm_that_does_not_start_changes_no_route(api: Api, overlay: Overlay,
     with load(api, GATEWAY_URL) as traffic, pytest.raises(RolloutError, match="cannot be pulled"):
         start_experiment(tmp_path, file, target(api, file))
     assert traffic.failed == 0 and set(traffic.versions) == {V1.name}
-    assert not list(tmp_path.glob("*/*"))
+    # It has no record, so `stop` could not end it: nothing may be left (test_interrupted.py: also if it was killed before).
+    assert not list(tmp_path.glob("*/*")) and sorted(api.objects("inferenceservices")) == ["ctr-control"]
+    state = read_state(session(api).api, "ctr")
+    assert state is not None and (state.action, state.experiment) == ("", None)
     api.control(broken={})
     start_experiment(tmp_path, file, target(api, file))
 
@@ -91,14 +95,3 @@ def test_the_versions_of_arms(api: Api, overlay: Overlay) -> None:
     )
     with pytest.raises(ExperimentError, match=f"control of first is version {V3.name} and {V1.name} is served"):
         wrong.start(file)
-
-
-def test_an_experiment_that_cannot_start_leaves_nothing(api: Api, overlay: Overlay, tmp_path: Path) -> None:
-    """It has no record yet, so `stop` could not end it."""
-    install(api, overlay("experiment"))
-    api.control(broken={V2.name: "storage"})
-    file = declared("first")
-    with pytest.raises(RolloutError, match="cannot fetch its model"):
-        start_experiment(tmp_path, file, target(api, file))
-    assert sorted(api.objects("inferenceservices")) == ["ctr-control"]
-    canary(session(api), V3, 10)
