@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import sys
@@ -153,6 +154,34 @@ def test_a_killed_roll_back_to_a_lost_version_ends_with_what_served(
     assert found.state is not None and (found.state.stable, found.state.action) == (V2, "")
     api.control(broken={})
     canary(session(api), V3, 10, duration_s=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("action", ["canary", "promote"])
+def test_a_killed_action_whose_version_then_fails_is_taken_back(
+    api: Api, overlay: Overlay, name: str, action: str
+) -> None:
+    def act(here: Session) -> None:
+        canary(here, V2, 10, duration_s=1) if action == "canary" else promote(here, duration_s=1)
+
+    for change in itertools.count():
+        api.control(reset=True)
+        install(api, overlay(name))
+        canary(session(api), V2, 10) if action == "promote" else None
+        here = session(api)
+        if not run_killed(here, lambda: act(here), change):  # noqa: B023 (called at once)
+            break
+        api.control(broken={V2.name: "crash"})
+        state = read_state(session(api).api, "ctr")
+        if state is None or not state.action:
+            continue  # it had not begun, or was done
+        with pytest.raises(RolloutError, match=f"failed and was taken back, {V1.name} keeps serving"):
+            act(session(api))
+        found = status(session(api))
+        assert found.live.stable == V1 and found.live.canary is None
+        assert found.state is not None and (found.state.stable, found.state.action) == (V1, "")
+    assert change >= 4
 
 
 @pytest.mark.parametrize("change", after_each(2, 9))

@@ -85,7 +85,7 @@ class ClusterRollout:
     def roll_back(self, file: ExperimentFile) -> None:
         """Give everybody control, and end the experiment. Control serves what it did before a promotion that was interrupted."""
         with locked_experiment(self._session, self._gateway, file, "rollback") as state:
-            self._gateway.route_nobody(file)
+            self._gateway.leave_arms(file)
             if state.served not in (None, state.stable):
                 self._set_control(state.stable, state.served)
             self._gateway.end(file)

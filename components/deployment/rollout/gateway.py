@@ -90,7 +90,7 @@ class Gateway:
         self.end(state.experiment)
 
     def roll_back(self, state: State) -> None:
-        self.route_nobody(state.experiment)
+        self.leave_arms(state.experiment)
         self.set_control(state.stable)
         self.end(state.experiment)
 
@@ -121,12 +121,19 @@ class Gateway:
         self._write(experiment, arms)
         self._seen(experiment)
 
-    def route_nobody(self, experiment: ExperimentFile | None) -> None:
-        """Give everybody control, and make sure that the gateway does."""
+    def leave_arms(self, experiment: ExperimentFile | None) -> ExperimentFile | None:
+        """Write routes that give everybody control, whether control answers or not. Returns their file, None if no arm has a route."""
         if experiment is None or self._routed() in ((), (CONTROL,)):
-            return
+            return None
         nobody = experiment.model_copy(update={"coverage": 0.0})
         self._write(nobody, [arm.name for arm in experiment.arms])
+        return nobody
+
+    def route_nobody(self, experiment: ExperimentFile | None) -> None:
+        """Give everybody control, and make sure that the gateway does."""
+        nobody = self.leave_arms(experiment)
+        if experiment is None or nobody is None:
+            return
         self._seen(nobody, enrolled=experiment.model_copy(update={"coverage": 1.0}))
         pause(self._session, self._session.waiting.drain_s)
         self._session.tell("everybody gets control")

@@ -124,6 +124,11 @@ class Knative:
         except ValueError:
             return None
 
+    def _has(self, traffic: Json, version: Version) -> bool:
+        """Whether an entry of the traffic goes to a revision of this version."""
+        revision = self._api.get(REVISIONS, traffic["revisionName"]) if traffic.get("revisionName") else None
+        return revision is not None and revision["metadata"].get("labels", {}).get(VERSION_LABEL) == version.name
+
     def _wait_and_test(self, version: Version) -> None:
         """Wait until the latest revision is ready and has the version; then a test request to its own address."""
         status: Json = {}
@@ -162,8 +167,9 @@ class Knative:
             if percent == 100:
                 done = status.get("latestRolledoutRevision") == latest and latest == status.get("latestCreatedRevision")
                 return "" if done else f"revision {latest} is not rolled out"
-            share = sum(t.get("percent") or 0 for t in status.get("traffic", []) if t.get("revisionName") == latest)
-            return "" if share == percent else f"revision {latest} has {share} % instead of {percent} %"
+            # By version: the latest revision that is ready is another one while the version's own is not.
+            share = sum(t.get("percent") or 0 for t in status.get("traffic", []) if self._has(t, version))
+            return "" if share == percent else f"version {version.name} has {share} % instead of {percent} %"
 
         wait_for(
             self._api,
