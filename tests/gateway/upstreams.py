@@ -12,6 +12,8 @@ from typing import Literal
 Mode = Literal["ok", "slow", "500", "503", "reset"]
 SLOW = 30.0  # seconds: longer than any test waits
 
+ROUNDS = 5  # of the event loop, in which what was accepted is closed
+
 
 class Upstream:
     """One arm on a port of loopback, with an event loop in a thread of its own.
@@ -57,15 +59,17 @@ class Upstream:
     async def _kill(self) -> None:
         if self._server is not None:
             self._server.close()
-        await asyncio.sleep(0)  # a task that is cancelled before it begins would not close the socket that it was given
-        for writer in list(self._writers):
-            writer.transport.abort()
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        for _ in range(ROUNDS):
+            # A task that is cancelled before it begins would not close the socket that it was given, and a connection that
+            # was accepted last is made known one round later.
+            await asyncio.sleep(0)
+            for writer in self._writers:
+                writer.transport.abort()
+            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
         self._writers.clear()
-        await asyncio.sleep(0)  # the sockets of aborted connections are closed in the next turn
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)  # before its task begins, which may be cancelled before that
@@ -80,7 +84,6 @@ class Upstream:
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
-            self._writers.discard(writer)
             writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

@@ -99,7 +99,7 @@ def test_a_model_of_another_training_set_is_refused(data: Path, tmp_path: Path) 
 def test_every_recipe_exists_and_a_wrong_name_is_told_the_right_ones() -> None:
     assert sorted(recipes.RECIPES) == ["autoint", "dcnv2", "default", "ml-100k", "ml-1m", "tiny"]
     assert all(recipes.get(name).model.dim > 0 for name in recipes.RECIPES)
-    with pytest.raises(PipelineError, match="choose one of default, dcnv2, autoint, ml-1m"):
+    with pytest.raises(PipelineError, match="did you mean ml-1m\\? Choose one of default, dcnv2, autoint, ml-1m"):
         recipes.get("ml-10m")
 
 

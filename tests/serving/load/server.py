@@ -65,6 +65,8 @@ def serving(behaviour: Behaviour) -> Iterator[tuple[str, list[bytes]]]:
         ready.set()
         await stop.wait()
         server.close()
+        for _ in range(5):  # a task that is cancelled before it begins would not close its connection
+            await asyncio.sleep(0)
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
