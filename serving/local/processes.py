@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import signal
@@ -120,7 +121,7 @@ def scored(url: str, limit: float = 30.0) -> bool:
     try:
         with urllib.request.urlopen(request, timeout=limit) as answer:  # noqa: S310
             return bool(answer.status == 200)
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import time
@@ -117,7 +118,7 @@ def load(api: Api, url: str, rate: float = 50.0) -> Iterator[Load]:
                     found.versions[json.load(answer)["predictions"][0]["model_version"]] += 1
             except urllib.error.HTTPError as error:
                 found.statuses[error.code] += 1
-            except OSError:
+            except (OSError, http.client.HTTPException):
                 found.statuses[0] += 1
             number += 1
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from serving.config import ServingConfig
 from serving.exits import ended
 from serving.local import java, torchserve_process
-from serving.local.processes import alive, free_ports
+from serving.local.processes import alive, free_ports, scored
 from serving.local.torchserve_process import TorchServe, check_port, configuration, running, stop
 from thinktwice.errors import ServerError
 
@@ -27,6 +28,22 @@ def busy_port() -> Iterator[int]:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         yield holder.getsockname()[1]
+
+
+@pytest.mark.parametrize("answer", [b"", b"no http\r\n\r\n", b"HTTP/1.1 20", b"HTTP/1.1 500 broken\r\n\r\n"])
+def test_a_server_that_breaks_its_answer_has_not_scored(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert not scored(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        thread.join()
 
 
 @pytest.fixture
