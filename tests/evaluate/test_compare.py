@@ -189,6 +189,7 @@ def test_without_a_pretrained_model_there_are_two_columns(
 ) -> None:
     monkeypatch.setenv("THINKTWICE_PROGRESS", str(tmp_path / "events"))
     monkeypatch.setattr("thinktwice.progress.MIN_INTERVAL", 0.0)
+    monkeypatch.setattr("thinktwice.train.beside.may_train_beside", lambda num_bytes: False)  # as on one core
     found = evaluate(finished / "set", finished / "plain", None, finished / "test_time-good", tmp_path / "out")
     assert [c.key for c in found.content.columns] == ["plain", "test_time"]
     # Every long piece of the work reports how much of it is done, from which a watcher tells the time left.

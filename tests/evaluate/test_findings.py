@@ -69,6 +69,22 @@ def test_logistic_regression_is_that_of_scikit_learn(data: TrainingSet) -> None:
     assert metrics.logloss(valid.label, ours) <= min(losses.values()) + 2e-4
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_fit_beside_this_process_has_the_same_bits(
+    data: TrainingSet, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    train, valid = data.part("train"), data.part("valid")
+    fields = FieldSpace.of(data.schema, data.encoder)
+    expected = logistic.fit(train, valid, fields)
+    monkeypatch.setattr("thinktwice.train.beside.may_train_beside", lambda num_bytes: beside)
+    fits: list[int] = []
+    monkeypatch.setattr(logistic, "fit", lambda *rows: fits.append(1) or expected)
+    with logistic.fitting(train, valid, fields) as training:
+        found = logistic.fitted(training, fields)
+    assert np.array_equal(found.weights, expected.weights) and found.prior == expected.prior
+    assert fits == ([] if beside else [1]), "the other process has fitted"
+
+
 def test_the_matrix_has_one_entry_per_value(data: TrainingSet) -> None:
     rows = data.part("test").take(slice(0, 50))
     fields = FieldSpace.of(data.schema, data.encoder)

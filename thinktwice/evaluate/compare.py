@@ -12,6 +12,7 @@ from thinktwice.errors import BundleError
 from thinktwice.evaluate import STAGE, slices
 from thinktwice.evaluate.evaluation import CurvePoint, DataFacts, PartFacts, TrainingEvaluation
 from thinktwice.evaluate.extra_work import extra_work, fitting_rows, subsample, subsample_index
+from thinktwice.evaluate.findings.baselines import Fitting, fitting_baselines
 from thinktwice.evaluate.findings.measure import Shipped, findings
 from thinktwice.evaluate.measure import ScoreColumn, measure, operating_point
 from thinktwice.evaluate.report import render
@@ -25,7 +26,7 @@ from thinktwice.selection.trial_model import TrialModel
 from thinktwice.selection.trunks import Trunk, Trunks, open_trunks
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.extras import Extras
-from thinktwice.testtime.report import TrunkName
+from thinktwice.testtime.report import TestTimeReport, TrunkName
 from thinktwice.testtime.scores import Raw
 from thinktwice.testtime.store import TestTime, load_test_time, read_report
 from thinktwice.threads import reproducible
@@ -98,6 +99,13 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
     report = test_time.report
     if report is None:
         raise BundleError("the test-time parameters have no report of how they were chosen: fit them again")
+    with fitting_baselines(data) as fitting:
+        return _compared(data, trunks, test_time, report, fitting)
+
+
+def _compared(
+    data: TrainingSet, trunks: Trunks, test_time: TestTime, report: TestTimeReport, fitting: Fitting
+) -> EvaluatedRun:
     trunk = report.trunk
     test = data.part_with_evidence("test")
     rows = data.rows("test")
@@ -150,6 +158,7 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
         test,
         rows,
         test_time.reliability,
+        fitting,
     )
     content = TrainingEvaluation(
         **dict(measures),

@@ -6,6 +6,8 @@ Shapes: R test rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +25,7 @@ from thinktwice.schema import LABEL
 from thinktwice.stats.calibration import fit_platt
 from thinktwice.stats.metrics import logloss, row_logloss
 from thinktwice.stats.significance import auc_interval, paired_auc, paired_mean
+from thinktwice.train.beside import Training
 from thinktwice.versioned import MeasuredInterval
 
 SMOOTHING = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # rows of the mean click rate that are added to each item
@@ -38,8 +41,26 @@ class Scored:
     logit: np.ndarray
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """The logistic regression of a training set while it is fitted, on so many training rows."""
+
+    training: Training[logistic.Weights]
+    fields: FieldSpace
+    rows: int
+
+
+@contextmanager
+def fitting_baselines(data: TrainingSet) -> Iterator[Fitting]:
+    """Fit what takes long beside other work, if a core is idle; at the end of the context it is stopped."""
+    fields = FieldSpace.of(data.schema, data.encoder)
+    rows = evenly(data.part("train"), logistic.affordable_rows(fields))
+    with logistic.fitting(rows, data.part("valid"), fields) as training:
+        yield Fitting(training, fields, len(rows))
+
+
 def baseline_scores(
-    data: TrainingSet, train_rows: EncodedRows, valid: EncodedRows, test: EncodedRows
+    data: TrainingSet, fitting: Fitting, valid: EncodedRows, test: EncodedRows
 ) -> tuple[list[Scored], list[str]]:
     """The baselines of a log, and sentences on those that it cannot have."""
     scored, missing = [], []
@@ -50,7 +71,7 @@ def baseline_scores(
         frame = read_frame(data.folder / ROWS_FILE, [key, LABEL, "split"])
         parts = (frame.filter(pl.col("split") == part).select(key, LABEL) for part in PARTS)
         scored.append(popularity(*parts))
-    scored.append(logistic_regression(train_rows, valid, test, FieldSpace.of(data.schema, data.encoder)))
+    scored.append(logistic_regression(fitting, valid, test))
     return scored, missing
 
 
@@ -77,12 +98,11 @@ def popularity(train: pl.DataFrame, valid: pl.DataFrame, test: pl.DataFrame) -> 
     return Scored("popularity", train.height, strength, a * logits(counts(test), strength) + b)
 
 
-def logistic_regression(train: EncodedRows, valid: EncodedRows, test: EncodedRows, fields: FieldSpace) -> Scored:
+def logistic_regression(fitting: Fitting, valid: EncodedRows, test: EncodedRows) -> Scored:
     """A weight for every value of every field that the model reads, its counters of the instant excepted."""
-    rows = evenly(train, logistic.affordable_rows(fields))
-    fitted = logistic.fit(rows, valid, fields)
+    fitted = logistic.fitted(fitting.training, fitting.fields)
     a, b = fit_platt(fitted.logits(valid), valid.label)
-    return Scored("logistic regression", len(rows), fitted.prior, a * fitted.logits(test) + b)
+    return Scored("logistic regression", fitting.rows, fitted.prior, a * fitted.logits(test) + b)
 
 
 def evenly(rows: EncodedRows, limit: int) -> EncodedRows:

@@ -5,19 +5,23 @@ scikit-learn's ``LogisticRegression`` is no dependency of the library; equal to 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import expit
+from torch import Tensor, nn
 
-from thinktwice.data.encoded import EncodedRows, table_offsets
+from thinktwice.data.encoded import EncodedRows, num_bytes, table_offsets
 from thinktwice.evaluate import STAGE
 from thinktwice.models.fields import FieldSpace
 from thinktwice.progress import track
 from thinktwice.schema.weights import SMALLEST
 from thinktwice.stats.metrics import logloss
+from thinktwice.train.beside import Training, beside
 
 PRIORS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # variances of a weight, the strongest L2 first
 MAX_ENTRIES = 30_000_000  # of the matrix: some 400 MB
@@ -39,6 +43,39 @@ class Fitted:
         return np.concatenate(parts)
 
 
+class Weights(nn.Module):
+    """Weights and prior variance of a :class:`Fitted`, as a module."""
+
+    def __init__(self, fields: FieldSpace) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.zeros(num_weights(fields) + 1, dtype=torch.float64))
+        self.register_buffer("prior", torch.zeros((), dtype=torch.float64))
+        self.weights: Tensor
+        self.prior: Tensor
+
+
+def fitting(train: EncodedRows, valid: EncodedRows, fields: FieldSpace) -> AbstractContextManager[Training[Weights]]:
+    """:func:`fit` beside this process if a core is idle; :func:`fitted` takes the result."""
+
+    def keep(module: Weights) -> None:
+        found = fit(train, valid, fields)
+        module.weights.copy_(torch.from_numpy(found.weights))
+        module.prior.fill_(found.prior)
+
+    return beside(lambda: Weights(fields), keep, num_bytes(train))
+
+
+def fitted(training: Training[Weights], fields: FieldSpace) -> Fitted:
+    """The result of a :func:`fitting`; waits for it."""
+    module = training.model()
+    return Fitted(fields, module.weights.numpy(), float(module.prior))
+
+
+def num_weights(fields: FieldSpace) -> int:
+    """Number of weights without the bias."""
+    return sum(fields.num_values) + sum(fields.values_of_sequences) + sum(fields.vector_dims)
+
+
 def affordable_rows(fields: FieldSpace) -> int:
     """Number of rows whose matrix is small enough."""
     return MAX_ENTRIES // max(1, len(fields.columns) + sum(fields.sequence_lengths) + sum(fields.vector_dims))
@@ -51,11 +88,11 @@ def fit(train: EncodedRows, valid: EncodedRows, fields: FieldSpace) -> Fitted:
     weights = np.zeros(matrix.shape[1] + 1)
     for prior in track(PRIORS, stage=STAGE, total=len(PRIORS), label="logistic regression"):
         weights = minimised(matrix, label, prior, weights)
-        fitted = Fitted(fields, weights, prior)
-        loss = logloss(valid.label, fitted.logits(valid))
+        found = Fitted(fields, weights, prior)
+        loss = logloss(valid.label, found.logits(valid))
         if best is not None and loss >= best[0]:
             break
-        best = loss, fitted
+        best = loss, found
     assert best is not None
     return best[1]
 

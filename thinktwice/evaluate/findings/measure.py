@@ -12,7 +12,7 @@ from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.findings import sentences
-from thinktwice.evaluate.findings.baselines import baseline_scores, compared, is_good
+from thinktwice.evaluate.findings.baselines import Fitting, baseline_scores, compared, is_good
 from thinktwice.evaluate.findings.importance import importance, parts_of
 from thinktwice.evaluate.findings.learning import learning
 from thinktwice.evaluate.findings.pretraining import pretraining
@@ -40,16 +40,23 @@ class Shipped:
 
 
 def findings(
-    data: TrainingSet, trunks: Trunks, shipped: Shipped, test: EncodedRows, rows: pl.DataFrame, reliability: Reliability
+    data: TrainingSet,
+    trunks: Trunks,
+    shipped: Shipped,
+    test: EncodedRows,
+    rows: pl.DataFrame,
+    reliability: Reliability,
+    fitting: Fitting,
 ) -> Findings:
-    """Measure the model on its R test rows, ``test`` encoded and ``rows`` as they are, in the same order.
+    """Measure the model on its R test rows, ``test`` encoded and ``rows`` as they are, in the same order, against baselines whose
+    ``fitting`` has begun.
 
     Raises:
         BundleError: the record of a training is damaged.
     """
     label, cluster = test.label.astype(np.float64), clusters_of(test.user)
     train, valid = data.part("train"), data.part("valid")
-    comparison = compared(label, cluster, shipped.logit, *baseline_scores(data, train, valid, test))
+    comparison = compared(label, cluster, shipped.logit, *baseline_scores(data, fitting, valid, test))
     engine = shipped.trial_model.engine(shipped.config)
     pretrained = trunks.get("pretrained")
     return Findings(
