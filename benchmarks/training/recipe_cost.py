@@ -98,7 +98,7 @@ def code(side: str) -> str:
     own = code_of("benchmarks/training/recipe_cost.py")
     if side != NOW:
         return own
-    models = ("models/deepfm", "models/embedding", "recipes/named")
+    models = ("models/deepfm", "models/embedding", "models/fm", "models/lookup", "recipes/named")
     training = ("augment", "averaging", "loop", "optimizer", "run", "search", "tune")
     return own + code_of(*(f"thinktwice/{name}.py" for name in (*models, *(f"train/{name}" for name in training))))
 
