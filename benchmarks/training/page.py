@@ -11,8 +11,7 @@ from thinktwice.files import atomic_file
 
 NOT_MEASURED = """## Not measured
 
-Warm start against retraining over ten days, and the share of the machine's GEMM roof, have no units yet. The machine has no data-centre
-GPU."""
+The share of the machine's GEMM roof has no unit yet. The machine has no data-centre GPU."""
 
 
 def write(folder: Path, name: str, result: dict[str, Any]) -> None:
@@ -27,6 +26,7 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
         _quality(result, name, drawn),
         _recipe(result),
         _pretraining(result, name, drawn),
+        _days(result),
     ]
     parts += [NOT_MEASURED, _how(result)]
     with atomic_file(folder / f"{name}.md") as temporary:
@@ -153,6 +153,39 @@ def _pretraining(result: dict[str, Any], name: str, drawn: dict[str, str]) -> st
             "",
             f"One behaviour of a sequence restored per row and step, against {b['restored']:g}: AUC {change(b['auc'])}, "
             f"{b['auc']['seeds']} seeds, × {b['cpu_ratio']:.2f} of the CPU time of pre-training.",
+        ]
+    return "\n".join(out)
+
+
+def _days(result: dict[str, Any]) -> str:
+    if not result["days"]:
+        return ""
+    out = [
+        "## Warm start against training anew",
+        "",
+        "The latest 22 % of the rows in equal pieces, called days here. After each day the recipe `default` trains: *continued* from the model of the",
+        "day before on what came since, *anew* on all rows so far; *first* is the model before the first day. The next day's rows are the test.",
+    ]
+    for t in result["days"].values():
+        over = t["continued_over"]
+        cpu = {side: sum(values) for side, values in t["cpu_s"].items()}
+        out += [
+            "",
+            f"### {t['words']} ({t['seeds']} seeds)",
+            "",
+            "| day | AUC continued | anew | first | CPU s continued | anew |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *(
+                f"| {day + 1} | {t['auc']['continued'][day]:.4f} | {t['auc']['anew'][day]:.4f} | {t['auc']['first'][day]:.4f} | "
+                f"{t['cpu_s']['continued'][day]:.1f} | {t['cpu_s']['anew'][day]:.1f} |"
+                for day in range(len(t["auc"]["first"]))
+            ),
+            "",
+            *(
+                f"- continued against {side}, all days: AUC {change(over[side]['auc'])}, logloss {change(over[side]['logloss'])}"
+                for side in over
+            ),
+            f"- CPU time of training and its training set, continued over anew: {cpu['continued'] / cpu['anew']:.3f}",
         ]
     return "\n".join(out)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.training import pretraining, recipe_cost
 from benchmarks.training.choice import chosen_l2, grid_of
+from benchmarks.training.days import SIDES, Days
 from benchmarks.training.peers.environment import PEERS
 from benchmarks.training.quality import BACKBONES, OURS, SHARED, Training
 from benchmarks.training.recipe_cost import BEFORE, NOW, Recipe
@@ -19,6 +20,8 @@ from benchmarks.training.units import Unit, Units
 MOVIELENS = ("ml_time", "ml_random")
 FIRST_PEER = "FuxiCTR"  # the best in earlier measurements
 RECIPE_LOGS = ("ml_100k_time", "sim", "ml_time")
+DAYS = (Days("sim", "continued"), Days("ml_time", "continued"))
+SHORT_DAYS = Days("sim_small", "continued", days=2)
 SEQUENCES = "ml_100k_recent"
 SHARES = (1.0, 0.1, 0.01)
 MODES = (
@@ -57,6 +60,7 @@ def units(kept: Units, work: Path, seeds: int) -> Iterator[Unit]:
         others = [peer for peer in PEERS if peer != FIRST_PEER]
         yield from _grid(work, log, [(side, model) for side in others for model in SHARED])
     yield from _recipe(work, RECIPE_LOGS, range(1))
+    yield from _days(work, DAYS, range(1))
     yield from _pretraining(work, ABLATIONS, SHARES[:2], few)
     for seed in range(1, seeds):
         for log in MOVIELENS:
@@ -67,6 +71,7 @@ def units(kept: Units, work: Path, seeds: int) -> Iterator[Unit]:
                         yield Training(side, model, log, chosen, seed).unit(work)
         yield from _recipe(work, ("ml_100k_random", *RECIPE_LOGS), (seed,))
         yield from _pretraining(work, (*MODES, *ABLATIONS), SHARES, (seed,))
+        yield from _days(work, DAYS, (seed,))
 
 
 def quick_units(work: Path) -> Iterator[Unit]:
@@ -74,6 +79,7 @@ def quick_units(work: Path) -> Iterator[Unit]:
     yield from _grid(work, "ml_100k_time", [(OURS, "deepfm")], 1)
     yield from _recipe(work, ("ml_100k_time",), (0,))
     yield from _pretraining(work, MODES[:2], SHARES[:1], (0,))
+    yield from _days(work, (SHORT_DAYS,), (0,))
 
 
 def _grid(work: Path, log: str, trained: list[tuple[str, str]], values: int | None = None) -> Iterator[Unit]:
@@ -88,6 +94,13 @@ def _recipe(work: Path, logs: tuple[str, ...], seeds: Iterable[int]) -> Iterator
         for log in logs:
             for side in (BEFORE, NOW):  # one after the other: the speed of a machine drifts
                 yield recipe_cost.unit(Recipe(log, side, seed), work)
+
+
+def _days(work: Path, runs: Iterable[Days], seeds: Iterable[int]) -> Iterator[Unit]:
+    for seed in seeds:
+        for run in runs:
+            for side in SIDES:  # one after the other: the speed of a machine drifts
+                yield replace(run, side=side, seed=seed).unit(work)
 
 
 def _pretraining(

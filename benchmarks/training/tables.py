@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.quality import logistic_regression_logits
 from benchmarks.training import data, plan, pretraining, recipe_cost
 from benchmarks.training.choice import GRID, chosen_l2, described
+from benchmarks.training.days import SIDES, Days
 from benchmarks.training.paired import Rows
 from benchmarks.training.peers.environment import PEERS
 from benchmarks.training.quality import BACKBONES, OURS, SHARED, Training
@@ -140,6 +141,42 @@ def recipe_table(done: Done, log: str) -> Table | None:
     return out
 
 
+def days_table(done: Done, run: Days) -> Table | None:
+    """Models that continue against models trained anew and the first one, day by day; None if one side has no seed."""
+    sides = {
+        side: done.by_seed({s: replace(run, side=side, seed=s).unit(done.work) for s in range(done.seeds)})
+        for side in SIDES
+    }
+    seeds = sorted(sides["continued"].keys() & sides["anew"].keys())
+    if not seeds:
+        return None
+    some = sides["continued"][seeds[0]]
+    rows, day = Rows.of(some["label"], some["user"]), some["day"]
+
+    def scores(side: str, seed: int) -> np.ndarray:
+        return sides["continued"][seed]["first"] if side == "first" else sides[side][seed]["test"]
+
+    return {
+        "words": data.LOGS[run.log].words,
+        "seeds": len(seeds),
+        "cpu_s": {side: np.mean([sides[side][s]["cpu_s"] for s in seeds], axis=0).tolist() for side in SIDES},
+        "auc": {
+            side: [
+                float(np.mean([auc(some["label"][day == d], scores(side, s)[day == d]) for s in seeds]))
+                for d in range(run.days)
+            ]
+            for side in (*SIDES, "first")
+        },
+        "continued_over": {
+            side: {
+                "auc": rows.auc([(scores("continued", s), scores(side, s)) for s in seeds]),
+                "logloss": rows.logloss([(scores("continued", s), scores(side, s)) for s in seeds]),
+            }
+            for side in ("anew", "first")
+        },
+    }
+
+
 def pretraining_table(done: Done) -> Table:
     """What every mode, ablation and setting adds over training without pre-training, by the share of labels; overall and in slices."""
     rows: list[Table] = []
@@ -203,9 +240,11 @@ def collect(work: Path, seeds: int, *, quick: bool) -> Table:
     done = Done(work, seeds)
     quality_logs = ("ml_100k_time",) if quick else plan.MOVIELENS
     recipe_logs = ("ml_100k_time",) if quick else ("ml_100k_random", *plan.RECIPE_LOGS)
+    days_runs = (plan.SHORT_DAYS,) if quick else plan.DAYS
     return {
         "quality": {log: t for log in quality_logs if (t := quality_table(done, log)) is not None},
         "recipe": {log: t for log in recipe_logs if (t := recipe_table(done, log)) is not None},
         "pretraining": pretraining_table(done),
+        "days": {run.log: t for run in days_runs if (t := days_table(done, run)) is not None},
         "settings": described(),
     }

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.training import bars, data, page, plan, pretraining, recipe_cost, tables
+from benchmarks.training import bars, data, days, page, plan, pretraining, recipe_cost, tables
 from benchmarks.training.choice import GRID, chosen_l2, grid_of
 from benchmarks.training.data import Log
+from benchmarks.training.days import SIDES, Days
 from benchmarks.training.paired import Rows
 from benchmarks.training.peers import environment
 from benchmarks.training.peers.environment import FOLDER, PEERS, python_of
@@ -39,6 +40,8 @@ def small() -> Iterator[None]:
         for name in ("ml_time", plan.SEQUENCES):
             patch.setitem(data.LOGS, name, log)
         patch.setitem(pretraining.RECIPE, plan.SEQUENCES, "tiny")
+        patch.setattr(days, "RECIPE", "tiny")
+        patch.setattr(plan, "DAYS", (Days("ml_time", "continued", days=2),))
         yield
 
 
@@ -53,6 +56,8 @@ def done(small: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     units.do(replace(PEER.unit(work), compute=lambda: worse))
     for run in (*plan.MODES[:2], replace(plan.MODES[1], share=0.1), replace(plan.MODES[0], share=0.1)):
         units.do(run.unit(work))
+    for side in SIDES:
+        units.do(replace(plan.DAYS[0], side=side).unit(work))
     valid, test = (data.load("ml_time", work).part(part) for part in ("valid", "test"))
     for side, seconds in ((BEFORE, 9.0), (NOW, 2.0)):
         made = {"valid": ours["valid"], "test": ours["test"], "facts": np.array([seconds, 0.5, 0.7, 2.0])}
@@ -77,6 +82,19 @@ def test_figures_follow_from_the_units(done: tuple[Path, dict[str, Any]]) -> Non
     rows = {row["share"]: row for row in result["pretraining"]["rows"]}
     assert set(rows) == {1.0, 0.1} and rows[1.0]["mode"] == "dgenctr" and rows[1.0]["pretrain_cpu_s"] > 0
     assert result["pretraining"]["behaviours"] == []
+    (found,) = result["days"].values()
+    assert found["seeds"] == 1 and all(
+        len(values) == 2 for values in (*found["auc"].values(), *found["cpu_s"].values())
+    )
+
+
+def test_a_continued_day_and_one_anew_have_the_same_test(done: tuple[Path, dict[str, Any]]) -> None:
+    kept = [Units(done[0]).found(replace(plan.DAYS[0], side=side).unit(done[0])) for side in SIDES]
+    continued, anew = (found for found in kept if found is not None)
+    for name in ("label", "user", "day", "first"):
+        np.testing.assert_array_equal(continued[name], anew[name])
+    assert not np.array_equal(continued["test"], anew["test"]) and not np.array_equal(anew["test"], anew["first"])
+    assert abs(len(anew["label"]) - 3000 * (1 - days.BEFORE) * 2 / 3) <= 3 and set(anew["day"]) == {0, 1}
 
 
 def test_bars_say_their_seeds_and_fail_when_missed_or_missing(done: tuple[Path, dict[str, Any]]) -> None:
@@ -104,10 +122,14 @@ def test_the_page_shows_every_figure_and_what_is_missing(done: tuple[Path, dict[
     page.write(tmp_path, "training", result)
     text = (tmp_path / "training.md").read_text(encoding="utf-8")
     assert all(b["name"] in text for b in result["bars"]) and "not measured" in text
-    assert "| FuxiCTR | deepfm | 0.001 |" in text and "0.222" in text
+    assert "| FuxiCTR | deepfm | 0.001 |" in text and "0.222" in text and "continued over anew" in text
     for plot in ("quality", "pretraining"):
         assert f"training-{plot}.svg" in text and (tmp_path / f"training-{plot}.svg").is_file()
-    page.write(tmp_path, "empty", result | {"quality": {}, "recipe": {}, "pretraining": {"rows": [], "behaviours": []}})
+    page.write(
+        tmp_path,
+        "empty",
+        result | {"quality": {}, "recipe": {}, "days": {}, "pretraining": {"rows": [], "behaviours": []}},
+    )
     assert "not measured" in (tmp_path / "empty.md").read_text(encoding="utf-8")
 
 
@@ -137,7 +159,7 @@ def test_the_plan_has_every_unit_and_the_short_form_is_part_of_it(done: tuple[Pa
     assert Training("FuxiCTR", "deepfm", "ml_time", 1e-3, 1).unit(work).name in distinct  # the L2 that is done
     assert grid_of("ml_random")[0] == 3e-4 and sorted(grid_of("ml_time")) == sorted(GRID)
     quick = [unit.name for unit in plan.quick_units(work)]
-    assert len(quick) == 5 and not any(peer in name for peer in PEERS for name in quick)
+    assert len(quick) == 7 and not any(peer in name for peer in PEERS for name in quick)
 
 
 def test_the_l2_of_the_lowest_validation_logloss_is_chosen(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
