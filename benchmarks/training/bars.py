@@ -12,6 +12,7 @@ from benchmarks.training.quality import SHARED
 
 Bar = dict[str, Any]
 WITHIN, BEYOND, COST, SPEED = -0.001, 0.002, 1 / 3, 2.0
+ROOF = {1_000_000: 0.8, 10_000_000: 0.5}  # share by values of the tables
 
 
 def of(result: dict[str, Any]) -> list[Bar]:
@@ -19,7 +20,8 @@ def of(result: dict[str, Any]) -> list[Bar]:
     out = _recipe(result["recipe"], ("ml_100k_time",) if result["quick"] else ("ml_100k_random", *RECIPE_LOGS))
     if result["quick"]:
         return out
-    return _quality(result["quality"]) + out + _logistic(result["recipe"]) + _pretraining(result["pretraining"]["rows"])
+    quality = _quality(result["quality"]) + out + _logistic(result["recipe"])
+    return quality + _pretraining(result["pretraining"]["rows"]) + _roof(result["roof"])
 
 
 def bar(name: str, value: float | None, bound: str, meets: Callable[[float], bool], seeds: int = 0) -> Bar:
@@ -90,6 +92,20 @@ def _pretraining(rows: list[dict[str, Any]]) -> list[Bar]:
         title = f"pre-training (dgenctr) at {share:.0%} of the labels: AUC gain, lower end"
         out.append(bar(title, low, "> 0", partial(_below, 0.0), seeds))
     return out
+
+
+def _roof(tables: list[dict[str, Any]]) -> list[Bar]:
+    share = {table["values"]: table["share"] for table in tables}
+    return [
+        bar(
+            f"share of the machine's speed at matrix products, {values // 1_000_000} M ids",
+            share.get(values),
+            f">= {least:g}",
+            partial(le, least),
+            1 if values in share else 0,
+        )
+        for values, least in ROOF.items()
+    ]
 
 
 def _below(bound: float, value: float) -> bool:

@@ -15,12 +15,15 @@ from benchmarks.training.days import SIDES, Days
 from benchmarks.training.peers.environment import PEERS
 from benchmarks.training.quality import BACKBONES, OURS, SHARED, Training
 from benchmarks.training.recipe_cost import BEFORE, NOW, Recipe
+from benchmarks.training.roof import Roof
 from benchmarks.training.units import Unit, Units
 
 MOVIELENS = ("ml_time", "ml_random")
 FIRST_PEER = "FuxiCTR"  # the best in earlier measurements
 RECIPE_LOGS = ("ml_100k_time", "sim", "ml_time")
 DAYS = (Days("sim", "continued"), Days("ml_time", "continued"))
+ROOFS = (Roof(1_000_000), Roof(10_000_000))
+SHORT_ROOF = Roof(100_000, rounds=1)
 SHORT_DAYS = Days("sim_small", "continued", days=2)
 SEQUENCES = "ml_100k_recent"
 SHARES = (1.0, 0.1, 0.01)
@@ -50,6 +53,7 @@ def units(kept: Units, work: Path, seeds: int) -> Iterator[Unit]:
         for log in MOVIELENS:
             yield from _grid(work, log, [(OURS, model), (FIRST_PEER, model)], 1)
         yield from _recipe(work, RECIPE_LOGS[1:2] if model == SHARED[0] else ("ml_100k_random",), range(1))
+    yield from (roof.unit() for roof in ROOFS)
     yield from _pretraining(work, (*MODES[:2], *RESTORED), SHARES[:1], few)
     yield from _pretraining(work, MODES, SHARES, few)
     yield from _recipe(work, ("ml_100k_random", *RECIPE_LOGS[:2]), few)
@@ -80,6 +84,7 @@ def quick_units(work: Path) -> Iterator[Unit]:
     yield from _recipe(work, ("ml_100k_time",), (0,))
     yield from _pretraining(work, MODES[:2], SHARES[:1], (0,))
     yield from _days(work, (SHORT_DAYS,), (0,))
+    yield SHORT_ROOF.unit()
 
 
 def _grid(work: Path, log: str, trained: list[tuple[str, str]], values: int | None = None) -> Iterator[Unit]:

@@ -16,6 +16,7 @@ from benchmarks.training.paired import Rows
 from benchmarks.training.peers.environment import PEERS
 from benchmarks.training.quality import BACKBONES, OURS, SHARED, Training
 from benchmarks.training.recipe_cost import BEFORE, NOW, Recipe
+from benchmarks.training.roof import BATCH, Roof
 from benchmarks.training.units import Arrays, Unit, Units
 from thinktwice.stats.metrics import auc, logloss
 from thinktwice.train.measure import fit_calibration
@@ -177,6 +178,22 @@ def days_table(done: Done, run: Days) -> Table | None:
     }
 
 
+def roof_table(done: Done, roof: Roof) -> Table | None:
+    """The share of the roof that a step reaches, with the least and the largest of the rounds; None if it is not done."""
+    found = done.found(roof.unit())
+    if found is None:
+        return None
+    share = found["share"]
+    return {
+        "values": roof.values,
+        "words": roof.words,
+        "share": float(np.median(share)),
+        "range": [float(share.min()), float(share.max())],
+        "rows_per_cpu_s": float(np.median(BATCH / found["step_s"])),
+        "gflops": float(np.median(found["flops"]) / 1e9),
+    }
+
+
 def pretraining_table(done: Done) -> Table:
     """What every mode, ablation and setting adds over training without pre-training, by the share of labels; overall and in slices."""
     rows: list[Table] = []
@@ -240,11 +257,13 @@ def collect(work: Path, seeds: int, *, quick: bool) -> Table:
     done = Done(work, seeds)
     quality_logs = ("ml_100k_time",) if quick else plan.MOVIELENS
     recipe_logs = ("ml_100k_time",) if quick else ("ml_100k_random", *plan.RECIPE_LOGS)
+    roofs = (plan.SHORT_ROOF,) if quick else plan.ROOFS
     days_runs = (plan.SHORT_DAYS,) if quick else plan.DAYS
     return {
         "quality": {log: t for log in quality_logs if (t := quality_table(done, log)) is not None},
         "recipe": {log: t for log in recipe_logs if (t := recipe_table(done, log)) is not None},
         "pretraining": pretraining_table(done),
         "days": {run.log: t for run in days_runs if (t := days_table(done, run)) is not None},
+        "roof": [t for roof in roofs if (t := roof_table(done, roof)) is not None],
         "settings": described(),
     }

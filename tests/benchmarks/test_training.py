@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.training import bars, data, days, page, plan, pretraining, recipe_cost, tables
+from benchmarks.training import bars, data, days, page, plan, pretraining, recipe_cost, roof, tables
 from benchmarks.training.choice import GRID, chosen_l2, grid_of
 from benchmarks.training.data import Log
 from benchmarks.training.days import SIDES, Days
@@ -22,6 +22,7 @@ from benchmarks.training.peers import environment
 from benchmarks.training.peers.environment import FOLDER, PEERS, python_of
 from benchmarks.training.quality import OURS, Training
 from benchmarks.training.recipe_cost import BEFORE, NOW, Recipe
+from benchmarks.training.roof import Roof, step_flops
 from benchmarks.training.units import Unit, Units, code_of
 from tests.selection import drifting
 from thinktwice.data.splits import SplitSpec
@@ -41,6 +42,10 @@ def small() -> Iterator[None]:
             patch.setitem(data.LOGS, name, log)
         patch.setitem(pretraining.RECIPE, plan.SEQUENCES, "tiny")
         patch.setattr(days, "RECIPE", "tiny")
+        patch.setattr(plan, "ROOFS", (Roof(2600, rounds=1),))
+        patch.setattr(roof, "STEPS", 1)
+        patch.setattr(roof, "BATCH", 64)
+        patch.setattr(roof, "SQUARE", 64)
         patch.setattr(plan, "DAYS", (Days("ml_time", "continued", days=2),))
         yield
 
@@ -56,6 +61,7 @@ def done(small: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     units.do(replace(PEER.unit(work), compute=lambda: worse))
     for run in (*plan.MODES[:2], replace(plan.MODES[1], share=0.1), replace(plan.MODES[0], share=0.1)):
         units.do(run.unit(work))
+    units.do(plan.ROOFS[0].unit())
     for side in SIDES:
         units.do(replace(plan.DAYS[0], side=side).unit(work))
     valid, test = (data.load("ml_time", work).part(part) for part in ("valid", "test"))
@@ -86,6 +92,17 @@ def test_figures_follow_from_the_units(done: tuple[Path, dict[str, Any]]) -> Non
     assert found["seeds"] == 1 and all(
         len(values) == 2 for values in (*found["auc"].values(), *found["cpu_s"].values())
     )
+
+
+def test_the_share_of_the_roof_is_that_of_the_multiplications(done: tuple[Path, dict[str, Any]]) -> None:
+    found = Units(done[0]).found(plan.ROOFS[0].unit())
+    assert found is not None
+    assert step_flops() == 3 * 2 * 64 * (416 * 400 + 2 * 400 * 400 + 400)
+    np.testing.assert_allclose(found["share"] * found["step_s"] * found["flops"], step_flops())
+    held = bars.of(done[1] | {"roof": [{"values": 1_000_000, "share": 0.81}, {"values": 10_000_000, "share": 0.49}]})[
+        -2:
+    ]
+    assert [(b["value"], b["holds"]) for b in held] == [(0.81, True), (0.49, False)]
 
 
 def test_a_continued_day_and_one_anew_have_the_same_test(done: tuple[Path, dict[str, Any]]) -> None:
@@ -128,7 +145,7 @@ def test_the_page_shows_every_figure_and_what_is_missing(done: tuple[Path, dict[
     page.write(
         tmp_path,
         "empty",
-        result | {"quality": {}, "recipe": {}, "days": {}, "pretraining": {"rows": [], "behaviours": []}},
+        result | {"quality": {}, "recipe": {}, "days": {}, "roof": [], "pretraining": {"rows": [], "behaviours": []}},
     )
     assert "not measured" in (tmp_path / "empty.md").read_text(encoding="utf-8")
 
@@ -159,7 +176,7 @@ def test_the_plan_has_every_unit_and_the_short_form_is_part_of_it(done: tuple[Pa
     assert Training("FuxiCTR", "deepfm", "ml_time", 1e-3, 1).unit(work).name in distinct  # the L2 that is done
     assert grid_of("ml_random")[0] == 3e-4 and sorted(grid_of("ml_time")) == sorted(GRID)
     quick = [unit.name for unit in plan.quick_units(work)]
-    assert len(quick) == 7 and not any(peer in name for peer in PEERS for name in quick)
+    assert len(quick) == 8 and not any(peer in name for peer in PEERS for name in quick)
 
 
 def test_the_l2_of_the_lowest_validation_logloss_is_chosen(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
