@@ -53,7 +53,8 @@ class Network:
     def changes(self, *parts: Floats) -> Floats:
         """Changes [n] float32 of the logits of n >= 1 rows with these contiguous inputs [n, F], followed by the remaining inputs [n, I
         - F] unless they are all 0."""
-        forward, tensors = self._forward(parts[0].shape[1]), map(torch.from_numpy, parts)
+        first, tensors = parts[0].shape[1], map(torch.from_numpy, parts)
+        forward = self._forwards.get(first) or self._forward(first)
         if torch.is_inference_mode_enabled() and torch.get_num_threads() == 1:  # within an engine
             return np.asarray(forward(*tensors).numpy())
         with torch.inference_mode(), one_thread():
@@ -101,18 +102,29 @@ class Network:
         return tuple(torch.from_numpy(np.array(a)) for a in self.arrays)
 
     def _in_blocks(self, *parts: Tensor, sizes: tuple[int, ...] = FIXED) -> Tensor:
-        w0, b0, w1, b1, w2, b2 = self._tensors
-        first = parts[0].shape[1]
-        start, end = w0[:first], w0[first:]
+        if len(parts[0]) in sizes:
+            return self._block(*parts)
+        return in_blocks(self._block, *parts, sizes=sizes)
 
-        def block(x: Tensor, *rest: Tensor) -> Tensor:
-            hidden = torch.addmm(b0, x, start)
-            for part in rest:
-                hidden.addmm_(part, end)
-            hidden = torch.addmm(b1, hidden.relu_(), w1).relu_()
-            return torch.addmm(b2, hidden, w2)[:, 0]
+    def _block(self, x: Tensor, rest: Tensor | None = None) -> Tensor:
+        _, b0, w1, b1, w2, b2 = self._tensors
+        start, end = self._split(x.shape[1])
+        hidden = torch.addmm(b0, x, start)
+        if rest is not None:
+            hidden.addmm_(rest, end)
+        hidden = torch.addmm(b1, hidden.relu_(), w1).relu_()
+        return torch.addmm(b2, hidden, w2).view(-1)
 
-        return in_blocks(block, *parts, sizes=sizes)
+    def _split(self, first: int) -> tuple[Tensor, Tensor]:
+        """The weights of the first ``first`` inputs and of the others; kept, because a slice takes as long as a small product."""
+        if first not in self._splits:
+            weights = self._tensors[0]
+            self._splits[first] = weights[:first], weights[first:]
+        return self._splits[first]
+
+    @cached_property
+    def _splits(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return {}
 
     def _in_order(self, *parts: Tensor) -> Tensor:
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

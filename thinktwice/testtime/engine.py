@@ -158,14 +158,14 @@ class Engine:
     def finish(self, raw: Raw) -> Scored:
         """Calibrate raw scores: rows with and without a second opinion share one ranking."""
         escalated, nobody = raw.escalated, np.zeros(len(raw.z), bool)
-        some_escalated = bool(escalated.any())
+        some_escalated = np.count_nonzero(escalated) > 0  # any() takes three times as long
         logit = self._first_logit(raw.z, raw.missing, raw.corrected)
         if some_escalated:
             logit = np.where(escalated, calibrate.apply(self.explored_calibration, raw.z), logit)
         logit = logit / self.config.temperature
         probability = calibrate.sigmoid(logit)
         base = probability
-        if some_escalated or raw.corrected.any():  # rows that did not move have the same bits
+        if some_escalated or np.count_nonzero(raw.corrected):  # rows that did not move have the same bits
             base = calibrate.sigmoid(self._base_logit(raw.z0, raw.missing) / self.config.temperature)
         return Scored(
             logit,
@@ -335,10 +335,11 @@ class Engine:
 
     def _first_logit(self, z: np.ndarray, missing: np.ndarray, corrected: np.ndarray) -> np.ndarray:
         """Calibrated log-odds [B] of first logits z [B]."""
-        if not corrected.any():
+        number = np.count_nonzero(corrected)
+        if number == 0:
             return self._base_logit(z, missing)
         logit = calibrate.apply(self.corrected_calibration, z)
-        return logit if corrected.all() else np.where(corrected, logit, self._base_logit(z, missing))
+        return logit if number == len(corrected) else np.where(corrected, logit, self._base_logit(z, missing))
 
     def _base_logit(self, z: np.ndarray, missing: np.ndarray) -> np.ndarray:
         if self.config.support_calibration is not None:

@@ -50,42 +50,47 @@ class KeptCounters:
             FeatureStoreError: a state is of another definition.
         """
         out = np.empty((len(items), len(self.definition.names)), np.float32)
-        rest, known = out, []
+        rest, times, parts = out, [], []  # parts: the counters of seconds, which are 0 or unknown
         if (side := self._user) is not None:
-            (row,), times = side.rows([user], instant)
+            (row,), at = side.rows([user], instant)
             first, rest = out[:, : side.width], out[:, side.width :]
-            first[:] = row.take(side.columns)
+            first[:] = row[: side.width]
             if side.crossed:
-                slots = np.asarray(topics, np.int64).reshape(len(items), side.crossed) + side.offsets
-                first[:, side.views], first[:, side.sums] = (row.take(c.take(slots)) for c in side.crossed_columns)
-            known.append((first[:, side.seconds], times))
+                place = np.asarray(topics, np.int64).reshape(len(items), side.crossed) + side.offsets
+                first[:, side.views] = row.take(place)
+                place += side.slots
+                first[:, side.sums] = row.take(place)
+            times.append(at)
+            parts.append(first[:, side.seconds])
         if (side := self._item) is not None:
-            rows, times = side.rows(items, instant)
-            columns = side.columns
-            if side.crossed:
-                columns, slots = columns.copy(), np.asarray(attributes, np.int64) + side.offsets
-                columns[side.views], columns[side.sums] = (c.take(slots) for c in side.crossed_columns)
-            rest[:] = rows.take(columns, axis=1)
-            known.append((rest[:, side.seconds], times))
+            rows, at = side.rows(items, instant)
+            rest[:] = rows[:, : side.width]
+            for column, slot in enumerate(attributes):
+                place = slot + side.starts[column]
+                rest[:, side.views.start + column] = rows[:, place]
+                rest[:, side.sums.start + column] = rows[:, place + side.slots]
+            times.append(at)
+            parts.append(rest[:, side.seconds])
         # In one call, whose steps take a microsecond each whatever the number of rows.
-        seconds = elapsed(instant - np.concatenate([times for _, times in known])).astype(np.float32)
-        start = 0
-        for counters, times in known:  # they are 0, or unknown
-            counters += seconds[start : start + len(times)]
-            start += len(times)
+        seconds, start = elapsed(instant - np.concatenate(times)).astype(np.float32), 0
+        for part, at in zip(parts, times, strict=True):
+            for column in range(2):  # both at once take longer
+                counter = part[:, column]
+                np.add(counter, seconds[start : start + len(at), column], out=counter)
+            start += len(at)
         return out
 
 
 class _Side:
-    """Kept states of users or items. A kept row has the counters of :func:`slot_values`, and one more column that is unknown.
+    """Kept states of users or items. A kept row has the counters of a side, unknown for the crossed fields; then the outcomes in every
+    slot of the crossed fields, and the rates or residuals in every slot. Before the first slot of each field is an unknown one,
+    for the slot -1.
 
     Attributes:
         width, crossed: number of counters, and of crossed fields.
-        columns: [width] column of each counter in a kept row; of a crossed field, the unknown one.
+        slots: number of slots of all crossed fields, with the unknown ones.
+        starts: what is added to the slots of each crossed field to get columns of outcomes; ``offsets`` [crossed] as an array.
         views, sums, seconds: slices of the counters of crossed fields, and of those of seconds.
-        offsets: [crossed] what is added to the slots of crossed fields to get places in ``crossed_columns``.
-        crossed_columns: columns of the outcomes in each slot of the crossed fields, and of their rates or residuals. Before the first
-            slot of each field is the unknown column, for the slot -1.
     """
 
     def __init__(self, definition: Definition, side: Side, header: bytes, capacity: int | None) -> None:
@@ -97,28 +102,27 @@ class _Side:
         seen = 1 + len(definition.windows)
         self.views, self.sums = slice(seen, seen + self.crossed), slice(self.width - self.crossed, self.width)
         self.seconds = slice(seen + self.crossed, seen + self.crossed + 2)
-        self._unknown = self.width - 2 * self.crossed + 2 * slots  # the last column
-        between = np.arange(seen + slots, self._unknown - slots)
-        self.offsets = 1 + np.arange(self.crossed) + definition.slot_starts[side]
-        self.crossed_columns = tuple(
-            np.concatenate(
-                [
-                    [],
-                    *(
-                        [self._unknown, *(first + s + np.arange(c.slots))]
-                        for c, s in zip(crossed, definition.slot_starts[side], strict=True)
-                    ),
-                ]
-            ).astype(np.int64)
-            for first in (seen, self._unknown - slots)
-        )
-        none = np.full(self.crossed, self._unknown)
-        self.columns = np.concatenate([np.arange(seen), none, between, none])
+        self.slots = slots + self.crossed
+        self.offsets = self.width + 1 + np.arange(self.crossed) + definition.slot_starts[side]
+        self.starts = tuple(self.offsets.tolist())
+        # Columns of the counters for every slot, the last of which is unknown, in the order of a kept row.
+        unknown = self.width - 2 * self.crossed + 2 * slots
+        none = np.full(self.crossed, unknown)
+        self._columns = np.concatenate(
+            [
+                *(np.arange(seen), none, np.arange(seen + slots, unknown - slots), none),
+                *(
+                    [unknown, *(first + start + np.arange(c.slots))]
+                    for first in (seen, unknown - slots)
+                    for c, start in zip(crossed, definition.slot_starts[side], strict=True)
+                ),
+            ]
+        ).astype(np.int64)
         self._bucket_us = math.gcd(*(w.width for w in definition.windows)) or 1 << 62
-        size = state_type(definition, side).itemsize + len(header) + 4 * (self._unknown + 1) + ENTRY_BYTES
+        size = state_type(definition, side).itemsize + len(header) + 4 * len(self._columns) + ENTRY_BYTES
         self._capacity = capacity or max(1, MAX_BYTES[side] // size)
         # The last row, which the place -1 selects, is never up to date.
-        self._rows = np.empty((self._capacity + 1, self._unknown + 1), np.float32)
+        self._rows = np.empty((self._capacity + 1, len(self._columns)), np.float32)
         self._instants = np.empty((self._capacity + 1, 3), np.int64)  # evaluated bucket, seen_at, known_at
         self._instants[-1] = NEVER_EVALUATED
         self._places: dict[bytes | None, int] = {}
@@ -134,7 +138,7 @@ class _Side:
             places = np.fromiter(map(self._places.get, contents, repeat(-1)), np.int64, len(contents))
             out, instants = self._rows.take(places, axis=0), self._instants.take(places, axis=0)
             current = instants[:, 0] == bucket
-            if not current.all():
+            if np.count_nonzero(current) < len(contents):
                 self._evaluate(contents, instant, bucket, np.flatnonzero(~current), out, instants)
         return out, instants[:, 1:]
 
@@ -145,8 +149,9 @@ class _Side:
         contents = [contents[n] for n in at.tolist()]
         unique = {content: n for n, content in enumerate(dict.fromkeys(contents))}
         states = from_bytes(self._definition, self._side, list(unique), self._header)
-        rows = np.full((len(states), self._unknown + 1), np.nan, np.float32)
-        rows[:, :-1] = slot_values(self._definition, self._side, states, instant)
+        counters = slot_values(self._definition, self._side, states, instant)
+        unknown = np.full((len(states), 1), np.nan, np.float32)
+        rows = np.concatenate([counters, unknown], axis=1).take(self._columns, axis=1)
         times = np.empty((len(states), 3), np.int64)
         times[:, 0], times[:, 1], times[:, 2] = bucket, states["seen_at"], states["known_at"]
         of_request = [unique[content] for content in contents]

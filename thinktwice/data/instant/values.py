@@ -31,6 +31,11 @@ Floats = npt.NDArray[np.float64]
 FEW = 4  # numbers whose logarithm is computed one by one
 _SCALE = float(2**RESIDUAL_BITS)
 _SQRT_HALF, _LN2 = 0.7071067811865476, 0.6931471805599453
+# Operands as arrays, because numpy takes longer for a Python number than for the operation on a few hundred of them.
+_ONE, _TWO = np.array(1.0), np.array(2.0)
+_SERIES = tuple(np.array(2 / power) for power in (13, 11, 9, 7, 5, 3))
+_SQRT_HALF_BITS = np.array(_SQRT_HALF).view(np.int64)
+_EXPONENT_MASK = np.array(-1 << 52)
 
 
 @dataclass(frozen=True)
@@ -133,21 +138,23 @@ def log1p(x: Floats) -> Floats:
     """
     if x.size <= FEW:  # numpy takes a microsecond for each of these steps, whatever the size
         return np.array([_log1p_one(value) for value in x.ravel().tolist()]).reshape(x.shape)
-    mantissa, exponent = np.frexp(1.0 + x)
-    low = mantissa < _SQRT_HALF
-    np.multiply(mantissa, 2.0, out=mantissa, where=low)
-    ratio = mantissa - 1.0
-    mantissa += 1.0
+    mantissa = np.add(x, _ONE)
+    bits = mantissa.view(np.int64)
+    above = np.subtract(bits, _SQRT_HALF_BITS)
+    exponent = np.right_shift(above, 52)  # of 2, where the mantissa is from sqrt(1/2) on
+    above &= _EXPONENT_MASK
+    bits -= above
+    ratio = np.subtract(mantissa, _ONE)
+    mantissa += _ONE
     ratio /= mantissa
-    square = ratio * ratio
-    series = square * (2 / 13)
-    for power in (11, 9, 7, 5, 3):
-        series += 2 / power
+    square = np.multiply(ratio, ratio, out=mantissa)
+    series = square * _SERIES[0]
+    for coefficient in _SERIES[1:]:
+        series += coefficient
         series *= square
-    series += 2.0
+    series += _TWO
     series *= ratio
-    exponent -= low
-    return exponent * _LN2 + series
+    return np.add(np.multiply(exponent, _LN2), series, out=series)
 
 
 def _log1p_one(x: float) -> float:

@@ -133,7 +133,7 @@ class CounterInputs:
         if self.unknown is None:
             return ()
         unknown = self.unknown if rows is None else self.unknown[rows]
-        if not unknown.any():
+        if not np.count_nonzero(unknown):
             return ()
         out = np.zeros((padded_rows(len(unknown)), unknown.shape[1]), np.float32)
         out[: len(unknown)] = unknown
