@@ -16,11 +16,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from serving.features.lookup import Entity, FeatureRow, Fetched, States
 from serving.features.redis_script import SCRIPT, Hashes, call
 from serving.features.redis_tracking import Command, Name, TrackedFields
+from serving.features.redis_values import StoredValues
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.data.instant.definition import definition_of
 from thinktwice.data.instant.state import state_type
@@ -52,8 +51,6 @@ class RedisSource:
     def __init__(self, store: Any, schema: LogSchema, *, states: bool = False) -> None:
         from feast.infra.online_stores.helpers import _mmh3
         from feast.infra.online_stores.redis import RedisOnlineStore
-        from feast.protos.feast.types.Value_pb2 import Value
-        from google.protobuf.timestamp_pb2 import Timestamp
 
         online = store._get_provider().online_store
         if not isinstance(online, RedisOnlineStore):
@@ -63,7 +60,7 @@ class RedisSource:
         self._client = online._get_client(store.config.online_store)
         self._open: list[Any] = []  # idle connections; appended to and popped from by any thread
         self._open_from = 0.0  # monotonic time before which no connection is opened
-        self._value, self._timestamp = Value, Timestamp
+        self._values = StoredValues()
         self._project = store.project.encode()
         self._prefix: dict[Entity, bytes] = {}
         self._fields: dict[Entity, list[bytes]] = {"user": [], "item": []}
@@ -125,7 +122,7 @@ class RedisSource:
             raise FeatureStoreError(
                 f"the online store does not answer for {fields[0][0]} ({error}): check that it runs"
             ) from error
-        return [[None if raw is None else self._decoded(raw) for raw in answer] for answer in answers]
+        return [[None if raw is None else self._values.decoded(raw) for raw in answer] for answer in answers]
 
     def fetch_request(
         self,
@@ -272,7 +269,7 @@ class RedisSource:
             names, done = self._names["user"], done + 1
             if self._user_has_state:
                 *values, raw = values
-                state = None if raw is None else self._decoded(raw)
+                state = None if raw is None else self._state_of_user(raw)
             user = self._row_of(names, values) if names else user
         items: Sequence[bytes | None] = [None] * len(item_ids)
         if self._item_state:
@@ -280,7 +277,7 @@ class RedisSource:
         rows = [FeatureRow({})] * len(feature_ids)
         if self._names["item"]:
             rows = [self._row_of(self._names["item"], answer) for answer in answers[done:]]
-        instant = None if watermark is None else self._decoded(watermark)
+        instant = None if watermark is None else self._values.decoded(watermark)
         return Fetched(user, rows, States(state, items, instant, self._header))
 
     def _read_at_once(self, groups: Sequence[Hashes]) -> list[Any]:
@@ -330,13 +327,11 @@ class RedisSource:
                 self._check_layout(views[entity].key, entity)
         self._user_has_state, self._item_state = bool(state["user"]), state["item"]
         self._user_fields = [*self._fields["user"], *state["user"]]
-        # The bytes of a state are the last ones of its protobuf value; the ones before depend on the length alone.
-        self._header = b""
-        if self._item_state:
-            definition = definition_of(schema)
-            assert definition is not None
-            state_bytes = bytes(state_type(definition, "item").itemsize)
-            self._header = self._value(bytes_val=state_bytes).SerializeToString()[: -len(state_bytes)]
+        definition = definition_of(schema)
+        assert definition is not None
+        header = self._values.header
+        self._header = header(state_type(definition, "item").itemsize) if self._item_state else b""
+        self._user_header = header(state_type(definition, "user").itemsize) if self._user_has_state else b""
         if getattr(self._client, "connection_pool", None) is not None:
             self._track_from = 0.0
         self._load_script()
@@ -424,29 +419,21 @@ class RedisSource:
         return prefix + struct.pack("<II", STRING, len(text)) + text + self._project
 
     def _row_of(self, names: tuple[str, ...], answer: list[bytes | None]) -> FeatureRow:
-        values = {name: None if raw is None else self._decoded(raw) for name, raw in zip(names, answer, strict=False)}
-        newest = [self._seconds(raw) for raw in answer[len(names) :] if raw]
+        values = {
+            name: None if raw is None else self._values.decoded(raw) for name, raw in zip(names, answer, strict=False)
+        }
+        newest = [self._values.seconds(raw) for raw in answer[len(names) :] if raw]
         return FeatureRow(values, max(newest)) if newest else FeatureRow(values)
 
-    def _decoded(self, raw: bytes) -> Any:
-        value = self._value.FromString(raw)
-        kind = value.WhichOneof("val")
-        if kind is None:
-            return None
-        content = getattr(value, kind)
-        if kind == "float_val":  # a Python float would be another number, see thinktwice.schema.values
-            return np.float32(content)
-        return list(content.val) if kind.endswith("_list_val") else content
-
-    def _seconds(self, raw: bytes) -> float:
-        at = self._timestamp.FromString(raw)
-        return float(at.seconds) + at.nanos / 1e9
+    def _state_of_user(self, raw: bytes) -> Any:
+        header = self._user_header
+        return raw[len(header) :] if raw.startswith(header) else self._values.decoded(raw)
 
     def _check_layout(self, key: str, entity: Entity) -> None:
         from feast.infra.online_stores.helpers import _redis_key
         from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 
-        row = EntityKey(join_keys=[key], entity_values=[self._value(string_val=SELF_CHECK)])
+        row = EntityKey(join_keys=[key], entity_values=[self._values.type(string_val=SELF_CHECK)])
         if self._key(entity, SELF_CHECK) != _redis_key(self._project.decode(), row, 3):
             raise FeatureStoreError(
                 "the installed Feast writes other Redis keys than this version reads: "

@@ -146,13 +146,14 @@ class SnapshotReader:
         end = None if timeout is None else time.monotonic() + timeout
         snapshot = self._snapshot  # the same one for the whole request, even if it is replaced meanwhile
         positions = np.fromiter(map(snapshot.positions.get, item_ids, repeat(-1)), np.int64, len(item_ids))
-        absent = np.flatnonzero(positions < 0).tolist()
-        unknown = list(dict.fromkeys(item_ids[i] for i in absent))
+        is_absent = positions < 0
+        absent = np.flatnonzero(is_absent).tolist() if np.count_nonzero(is_absent) else []
+        unknown = list(dict.fromkeys(item_ids[i] for i in absent)) if absent else []
         states: States | None = None
         rows: list[FeatureRow] = []
         items_defaulted = False
         if self._reads_states:
-            unique = list(dict.fromkeys(item_ids))
+            unique = item_ids if len(set(item_ids)) == len(item_ids) else list(dict.fromkeys(item_ids))
             fetched, failed = self._lookup.request(user_id, unique, unknown, timeout)
             user, rows, states = fetched.user, fetched.items, in_order(fetched.states, unique, item_ids)
             user_defaulted, items_defaulted = "user" in failed, "item" in failed
@@ -162,8 +163,8 @@ class SnapshotReader:
                 remaining = None if end is None else max(0.0, end - time.monotonic())
                 rows, items_defaulted = self._lookup.rows("item", unknown, remaining)
         side = snapshot.side.take(positions)
-        newest, cold = snapshot.newest[positions], snapshot.cold[positions]
-        topics = snapshot.topics[positions] if self._reads_states else None
+        cold, newest = snapshot.cold.take(positions), snapshot.newest.take(positions) if self._lookup.ages else None
+        topics = snapshot.topics.take(positions, axis=0) if self._reads_states else None
         missed: dict[int, Mapping[str, Any]] = {}
         if absent:
             by_id = dict(zip(unknown, rows, strict=True))
@@ -175,12 +176,14 @@ class SnapshotReader:
             for i in absent:
                 row = by_id[item_ids[i]]
                 missed[i] = row.values
-                newest[i], cold[i] = row.newest, not items_defaulted and self._lookup.cold("item", row)
+                cold[i] = not items_defaulted and self._lookup.cold("item", row)
+                if newest is not None:
+                    newest[i] = row.newest
                 if topics is not None:
                     topics[i] = slots_of(self._topics, row.values)
-        stale = (
-            tuple(self._lookup.stale(at) for at in newest.tolist()) if self._lookup.ages else (False,) * len(item_ids)
-        )
+        stale = (False,) * len(item_ids)
+        if newest is not None:
+            stale = tuple(self._lookup.stale(at) for at in newest.tolist())
         return Features(
             user=user.values,
             items=_Rows(snapshot, positions, missed),

@@ -9,12 +9,16 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from feature_repo.store import build
+from serving.features import redis_values
 from serving.features.feast_source import open_feast
 from serving.features.redis_source import MAX_SMALL_READ, OPEN, RedisSource
+from serving.features.redis_values import StoredValues
 from tests.features import redis_server
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA
 from thinktwice.release.feature_store import REDIS_ADDRESS
@@ -90,10 +94,35 @@ def test_an_open_connection(state: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_float32_of_a_store_is_the_number_that_was_written() -> None:
-    from feast.protos.feast.types.Value_pb2 import Value
-
-    source = RedisSource.__new__(RedisSource)
-    source._value = Value
-    found = source._decoded(Value(float_val=0.2).SerializeToString())
+    values = StoredValues()
+    found = values.decoded(values.type(float_val=0.2).SerializeToString())
     assert (spell(found), number(found)) == ("0.2", 0.2)
-    assert source._decoded(Value(double_val=0.2).SerializeToString()) == 0.2
+    assert values.decoded(values.type(double_val=0.2).SerializeToString()) == 0.2
+
+
+def test_kept_values_are_those_that_were_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal numbers of several types, missing and long values and a list, again and again, with little room."""
+    monkeypatch.setattr(redis_values, "KEPT", 4)
+    values = StoredValues()
+    contents: list[tuple[str, Any]] = [("int64", 1), ("double", 1.0), ("bool", True), ("string", "1"), ("bytes", b"1")]
+    contents.append(("string", "x" * 500))
+    stored = [(values.type(**{f"{kind}_val": value}).SerializeToString(), value) for kind, value in contents]
+    stored.append((values.type().SerializeToString(), None))
+    numbers = values.type()
+    numbers.int64_list_val.val.extend([1, 2])
+    for _ in range(3):
+        for raw, value in (*stored, *stored[::-1]):
+            found = values.decoded(raw)
+            assert (type(found), found) == (type(value), value)
+        for second in range(9):
+            assert values.seconds(Timestamp(seconds=second, nanos=500_000_000).SerializeToString()) == second + 0.5
+        found = values.decoded(numbers.SerializeToString())
+        assert found == [1, 2]
+        found.append(3)  # a reader changes its list
+        assert len(values._values) <= 4 and len(values._seconds) <= 4
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 20_000])
+def test_the_header_precedes_the_content(size: int) -> None:
+    values = StoredValues()
+    assert values.header(size) + b"\xff" * size == values.type(bytes_val=b"\xff" * size).SerializeToString()

@@ -117,7 +117,7 @@ def writes(world: World, source: RedisSource, draw: random.Random) -> None:
                 time.sleep(0.003)
                 world.client.hget(key, state)
             case 5:
-                value = source._value(int64_val=draw.randrange(1 << 50)).SerializeToString()
+                value = source._values.type(int64_val=draw.randrange(1 << 50)).SerializeToString()
                 world.client.hset(source._log_key, watermark, value)
             case 6 if draw.random() < 0.3:
                 world.client.flushall()
@@ -187,7 +187,7 @@ def test_threads_share_one_source_while_it_is_written(world: World, source: Redi
             number += 1
             for item in ITEMS:
                 world.client.hset(source._key("item", item), state, source._header + number.to_bytes(8, "big"))
-            value = source._value(int64_val=number).SerializeToString()
+            value = source._values.type(int64_val=number).SerializeToString()
             world.client.hset(source._log_key, field, value)
 
     def ask() -> None:

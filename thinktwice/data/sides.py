@@ -41,10 +41,10 @@ class Side:
         """The rows at ``rows`` [m], in that order, repeats included."""
         return Side(
             self.columns,
-            self.ids[rows],
-            {name: block[rows] for name, block in self.sequences.items()},
-            {name: block[rows] for name, block in self.vectors.items()},
-            {name: block[rows] for name, block in self.weights.items()},
+            self.ids.take(rows, axis=0),  # indexing takes twice as long
+            {name: block.take(rows, axis=0) for name, block in self.sequences.items()},
+            {name: block.take(rows, axis=0) for name, block in self.vectors.items()},
+            {name: block.take(rows, axis=0) for name, block in self.weights.items()},
         )
 
     @staticmethod

@@ -10,12 +10,16 @@ from thinktwice.stats.calibration import fit_platt_by_support
 
 def apply(calibration: Calibration, z: np.ndarray) -> np.ndarray:
     """Calibrated log-odds of raw logits z, float64."""
-    return calibration.a * z.astype(np.float64) + calibration.b
+    return calibration.a * z.astype(np.float64, copy=False) + calibration.b
 
 
 def apply_support(calibration: SupportCalibration, z: np.ndarray, missing: np.ndarray) -> np.ndarray:
     """Calibrated log-odds of raw logits z [B] of rows with missing support [B], float64."""
-    return (calibration.a + calibration.d * missing) * z.astype(np.float64) + calibration.b + calibration.c * missing
+    return (
+        (calibration.a + calibration.d * missing) * z.astype(np.float64, copy=False)
+        + calibration.b
+        + calibration.c * missing
+    )
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:

@@ -162,11 +162,14 @@ class Engine:
         logit = self._first_logit(raw.z, raw.missing, raw.corrected)
         if some_escalated:
             logit = np.where(escalated, calibrate.apply(self.explored_calibration, raw.z), logit)
-        logit = logit / self.config.temperature
-        probability = calibrate.sigmoid(logit)
-        base = probability
         if some_escalated or np.count_nonzero(raw.corrected):  # rows that did not move have the same bits
-            base = calibrate.sigmoid(self._base_logit(raw.z0, raw.missing) / self.config.temperature)
+            both = np.empty((2, len(logit)))
+            both[0], both[1] = logit, self._base_logit(raw.z0, raw.missing)
+            both /= self.config.temperature
+            logit, (probability, base) = both[0], calibrate.sigmoid(both)
+        else:
+            logit = logit / self.config.temperature
+            probability = base = calibrate.sigmoid(logit)
         return Scored(
             logit,
             probability,
