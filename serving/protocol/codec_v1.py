@@ -29,7 +29,7 @@ class V1Call:
 
     def encode(self, answers: Sequence[Scored]) -> tuple[bytes, bytes]:
         """The JSON of the response, and the binary data after it (none in v1)."""
-        return orjson.dumps({"predictions": [encode_answer(answer) for answer in answers]}), b""
+        return b'{"predictions":[' + b",".join(map(answer_text, answers)) + b"]}", b""
 
 
 class V1:
@@ -108,3 +108,51 @@ def encode_answer(answer: Scored) -> dict[str, Any]:
     for key, name in whole:
         out[key] = values[name]
     return out
+
+
+def answer_text(answer: Scored) -> bytes:
+    """The JSON of :func:`encode_answer`, made of the texts of whole columns, which takes half as long."""
+    looked_up, order, values, number = answer.item_ids is not None, answer.order, vars(answer), len(answer.order)
+    kind: type = type(answer)
+    rows, repeated, whole = layout(kind, looked_up).names
+    in_order = order == tuple(range(len(answer.probability)))
+    before, columns = [], []  # what precedes each column that varies, and the texts of its values
+    if not looked_up:
+        before, columns = [b',"row":'], [orjson.dumps(order)[1:-1].split(b",")]
+    text = b""
+    for key, name in rows:
+        column = values[name] if in_order else [values[name][row] for row in order]
+        text += b',"%b":' % key.encode()
+        if number and type(column[0]) is not float and column.count(column[0]) == number:  # floats: 0.0 == -0.0
+            text += orjson.dumps(column[0])
+            continue
+        texts, quote = _texts(column)
+        if len(texts) != number:
+            return orjson.dumps(encode_answer(answer))
+        before.append(text + quote)
+        columns.append(texts)
+        text = quote
+    if not columns or not number:
+        return orjson.dumps(encode_answer(answer))
+    after = b"".join([text, *(_pair(key, values[name]) for key, name in repeated), b"}"])
+    start = b"{" + before[0][1:]
+    width = 2 * len(columns)
+    parts = [b""] * (width * number)
+    for position, (ahead, texts) in enumerate(zip([after + b"," + start, *before[1:]], columns, strict=True)):
+        parts[2 * position :: width] = [ahead] * number
+        parts[2 * position + 1 :: width] = texts
+    parts[0] = (b'{"items":[' if looked_up else b'{"rows":[') + start
+    return b"".join([*parts, after, b"]", *(_pair(key, values[name]) for key, name in whole), b"}"])
+
+
+def _pair(key: str, value: Any) -> bytes:
+    return b',"%b":%b' % (key.encode(), orjson.dumps(value))
+
+
+def _texts(column: Sequence[Any]) -> tuple[list[bytes], bytes]:
+    """The JSON texts of the values of a column, and the quote around them; another number of texts if they cannot be told apart."""
+    text = orjson.dumps(column)
+    if b'"' not in text:
+        return text[1:-1].split(b","), b""
+    # An escaped quote may look like the end of a text. Values of which some are not texts give fewer.
+    return ([] if b"\\" in text else text[2:-2].split(b'","')), b'"'

@@ -12,12 +12,15 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import serving
-from serving.protocol.codec_v1 import V1, encode_answer
+from serving.protocol.codec_v1 import V1, answer_text, encode_answer
 from serving.protocol.codec_v2 import V2, outputs_of
 from serving.protocol.openapi import document
 from serving.protocol.requests import RequestParser
@@ -27,7 +30,7 @@ from tests.serving.small import SCHEMA
 from tests.serving.test_prediction_log import answered, config
 from thinktwice.monitor.record import HEAD, log_schema
 from thinktwice.records import served as columns
-from thinktwice.records.answer import Answered, Scored, answer_fields, logged_columns, per_request, per_row
+from thinktwice.records.answer import Answered, Corrected, Scored, answer_fields, logged_columns, per_request, per_row
 from thinktwice.records.served import PART
 
 
@@ -39,6 +42,11 @@ class Longer(Scored):
         "number", "Seconds since the item was seen.", column="log_evidence_age", minimum=0
     )
     arm: str = per_request("text", "Arm that served.", v2=("flag", "parameter"), column="log_served_arm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongerCorrected(Longer, Corrected):
+    """What a model that reads counters tells, and the two lines more."""
 
 
 def longer(*, raw: bool, order: tuple[int, ...] = (1, 0)) -> Longer:
@@ -67,6 +75,36 @@ def test_a_new_field_is_in_v1_and_its_document(raw: bool) -> None:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(body, schema_of("V1Answer"))
         holder["arm" if lacking == "b" else "evidence_age"] = lacking
+
+
+WORDS = st.text(alphabet='ab",\\\n é\x01\U0001f600', max_size=4)
+NUMBERS = st.floats(allow_nan=False) | st.sampled_from([0.0, -0.0, 1e-310])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(0, 5), st.booleans(), st.booleans())
+def test_the_text_of_an_answer_is_that_of_its_fields(data: st.DataObject, rows: int, raw: bool, alike: bool) -> None:
+    kinds: dict[str, st.SearchStrategy[Any]] = {
+        "text": WORDS,
+        "texts": st.lists(WORDS, max_size=2).map(tuple),
+        "number": NUMBERS,
+        "integer": st.integers(-3, 10**12),
+        "boolean": st.booleans(),
+    }
+    fields: dict[str, Any] = {}
+    for field in answer_fields(LongerCorrected):
+        values = kinds[field.kind]
+        if field.rows:
+            values = st.lists(values, min_size=rows, max_size=rows).map(tuple)
+            if alike:
+                values = kinds[field.kind].map(lambda value: (value,) * rows)
+        fields[field.name] = data.draw(values)
+    order = data.draw(st.permutations(range(rows)) if rows else st.just([]))
+    order = data.draw(st.sampled_from([tuple(range(rows)), tuple(order[: max(rows - 1, 0)])]))
+    if raw:
+        fields |= {"item_ids": None, "cold_items": (), "stale_items": ()}
+    answer = LongerCorrected(**fields, order=order)
+    assert answer_text(answer) == orjson.dumps(encode_answer(answer))
 
 
 @pytest.mark.parametrize("raw", [False, True])
