@@ -30,7 +30,7 @@ class StoredValues:
             return found
         value = self.type.FromString(raw)
         kind = value.WhichOneof("val")
-        content = None if kind is None else getattr(value, kind)
+        content: Any = None if kind is None else getattr(value, kind)
         if kind == "float_val":  # a Python float would be another number, see thinktwice.schema.values
             content = np.float32(content)
         elif kind is not None and kind.endswith("_list_val"):

@@ -34,6 +34,7 @@ MAX_OUTCOMES = 200  # per user, the latest
 NUM_FEATURES = 8
 FEW = 4  # rows of a user; with fewer on average, rows are computed together instead of user by user
 ROWS_AT_ONCE, SLOTS_AT_ONCE = 256, 1 << 22  # of such rows, and of slots of items for all of them
+SLOTS = np.arange(1, MAX_OUTCOMES + 1, dtype=np.uint8)
 LOG_OF_NUMBER = np.array([math.log1p(number) for number in range(MAX_OUTCOMES + 1)], np.float32)
 
 
@@ -77,23 +78,26 @@ class Neighbours:
     ) -> Floats:
         slots, size, (number, width) = self._slots, len(seen) + 1, (len(items), self.ids.shape[1])
         try:
-            slots[seen] = np.arange(1, size, dtype=np.uint8)  # the last outcome of an item gives it its slot
+            slots[seen] = SLOTS[: len(seen)]  # the last outcome of an item gives it its slot
             slot, near, candidate = slots.take(seen), slots.take(self.ids.take(items, axis=0)), slots.take(items)
         finally:
             slots[seen] = 0
         residual = clicked - self.rates.take(seen)
         of_slot: npt.NDArray[np.float32] = np.empty((2, size, 3), np.float32)  # for positive and negative weights
-        of_slot[:, :, 0] = np.bincount(slot, residual, size)
-        of_slot[:, :, 1] = np.bincount(slot[-LATEST:], residual[-LATEST:], size)
-        of_slot[:, :, 2] = np.bincount(slot, minlength=size)
-        of_slot[1, :, :2] *= -1
+        positive, negative = of_slot[0], of_slot[1]
+        positive[:, 0] = np.bincount(slot, residual, size)
+        positive[:, 1] = np.bincount(slot[-LATEST:], residual[-LATEST:], size)
+        positive[:, 2] = np.bincount(slot, minlength=size)
+        np.negative(positive, out=negative)
+        negative[:, 2] = positive[:, 2]
         # Few neighbours have an outcome. Sums run over the neighbours in their order, so a row has the same bits in any request.
-        place = np.flatnonzero(near.astype(bool))
+        near = near.reshape(-1)
+        (place,) = (near != 0).nonzero()
         starts = place.searchsorted(np.arange(0, (number + 1) * width, width))
         weight = self.weights.take(items, axis=0).reshape(-1).take(place).astype(np.float32)
-        index = near.reshape(-1).take(place) + (weight < 0) * np.int32(size)
+        index = near.take(place) + (weight < 0) * np.int32(size)
         sums = _sums(of_slot.reshape(-1, 3), index, starts[:-1], np.abs(weight))
-        own = of_slot[0].take(candidate, axis=0)
+        own = positive.take(candidate, axis=0)
         out = np.empty((number, NUM_FEATURES), np.float32)
         out[:, 0], out[:, 1] = sums[:, 0], sums[:, 0] / (sums[:, 2] + np.float32(0.5))
         out[:, 2], out[:, 3], out[:, 4] = sums[:, 2], sums[:, 1], np.log1p(starts[1:] - starts[:-1])
