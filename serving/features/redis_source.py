@@ -51,6 +51,7 @@ class RedisSource:
     def __init__(self, store: Any, schema: LogSchema, *, states: bool = False) -> None:
         from feast.infra.online_stores.helpers import _mmh3
         from feast.infra.online_stores.redis import RedisOnlineStore
+        from feast.protos.feast.types.Value_pb2 import Value
 
         online = store._get_provider().online_store
         if not isinstance(online, RedisOnlineStore):
@@ -60,7 +61,7 @@ class RedisSource:
         self._client = online._get_client(store.config.online_store)
         self._open: list[Any] = []  # idle connections; appended to and popped from by any thread
         self._open_from = 0.0  # monotonic time before which no connection is opened
-        self._values = StoredValues()
+        self._values = StoredValues(Value)
         self._project = store.project.encode()
         self._prefix: dict[Entity, bytes] = {}
         self._fields: dict[Entity, list[bytes]] = {"user": [], "item": []}

@@ -13,13 +13,16 @@ _NOT_KEPT = object()
 
 
 class StoredValues:
-    """Decodes values and timestamps. Short ones are kept by their bytes, because most users share them. Thread-safe."""
+    """Decodes values and timestamps. Short ones are kept by their bytes, because most users share them. Thread-safe.
 
-    def __init__(self) -> None:
-        from feast.protos.feast.types.Value_pb2 import Value as Stored
+    Args:
+        value: Feast's protobuf of a value.
+    """
+
+    def __init__(self, value: Any) -> None:
         from google.protobuf.timestamp_pb2 import Timestamp
 
-        self.type, self._timestamp = Stored, Timestamp
+        self.type, self._timestamp = value, Timestamp
         self._values: dict[bytes, Any] = {}
         self._seconds: dict[bytes, float] = {}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from feature_repo.store import build
@@ -94,7 +95,7 @@ def test_an_open_connection(state: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_float32_of_a_store_is_the_number_that_was_written() -> None:
-    values = StoredValues()
+    values = StoredValues(Value)
     found = values.decoded(values.type(float_val=0.2).SerializeToString())
     assert (spell(found), number(found)) == ("0.2", 0.2)
     assert values.decoded(values.type(double_val=0.2).SerializeToString()) == 0.2
@@ -103,7 +104,7 @@ def test_a_float32_of_a_store_is_the_number_that_was_written() -> None:
 def test_kept_values_are_those_that_were_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal numbers of several types, missing and long values and a list, again and again, with little room."""
     monkeypatch.setattr(redis_values, "KEPT", 4)
-    values = StoredValues()
+    values = StoredValues(Value)
     contents: list[tuple[str, Any]] = [("int64", 1), ("double", 1.0), ("bool", True), ("string", "1"), ("bytes", b"1")]
     contents.append(("string", "x" * 500))
     stored = [(values.type(**{f"{kind}_val": value}).SerializeToString(), value) for kind, value in contents]
@@ -124,5 +125,5 @@ def test_kept_values_are_those_that_were_stored(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 20_000])
 def test_the_header_precedes_the_content(size: int) -> None:
-    values = StoredValues()
+    values = StoredValues(Value)
     assert values.header(size) + b"\xff" * size == values.type(bytes_val=b"\xff" * size).SerializeToString()
