@@ -33,7 +33,6 @@ HELPERS = {
     "thinktwice/parquet.py": "polars and pyarrow",
     "thinktwice/query.py": "DuckDB itself, and the files in its queries",
     "thinktwice/experiment/join.py": "DuckDB's reader of lines, of files listed by thinktwice.query",
-    "thinktwice/data/outcome_log.py": "DuckDB, of files listed by thinktwice.query",
     "thinktwice/data/sources/delimited.py": "a buffer in memory, no path",
     "thinktwice/release/challenger.py": "SQLite, by a quoted URI, and a temporary file",
     "benchmarks/infer.py": "the peer that is measured",

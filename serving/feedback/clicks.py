@@ -17,6 +17,7 @@ from thinktwice.records.events import CLICK_COLUMNS
 IS_CLICK = (
     b'{"kind":"click"'  # how the record of a click begins; only clicks are parsed, the checksum of all is checked
 )
+GROWING = "clicks-open.parquet"  # table of the newest file of the log, which is not complete
 ROWS = 100_000  # rows per row group
 VERSION = 1  # of the tables: those of another one are written again
 
@@ -71,7 +72,7 @@ def _write(events: Path, number: int, folder: Path, key: str | None) -> tuple[Pa
     Args:
         key: of :func:`_key`; None: the file is not complete, so the table is not kept.
     """
-    target, last = folder / "clicks-open.parquet", b""
+    target, last = folder / GROWING, b""
     with atomic_file(target) as temporary, parquet_writer(temporary, CLICK_COLUMNS, compression="zstd") as writer:
         clicks: list[Record] = []
         for bodies in read_file(events, number):

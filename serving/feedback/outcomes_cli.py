@@ -48,9 +48,10 @@ def outcomes(
     """Join exposures with the clicks of the feedback service: what was shown, and whether it was clicked within the window.
 
     Writes outcomes.parquet (a row per exposure whose window has closed), outcomes.json (all counts) and, for training, log.parquet
-    with its schema.yaml. An exposure whose window is still open is left to a later run.
+    with its schema.yaml; tables are folders of parquet files. An exposure whose window is still open is left to a later run.
     """
     from serving.feedback.outcomes import join
+    from serving.gateway.exposures_cli import damaged_text
     from thinktwice.experiment.outcomes import Window
     from thinktwice.experiment.record import ended_experiments
 
@@ -68,6 +69,8 @@ def outcomes(
     typer.echo(
         f"{done.counts.final:,} outcomes, {done.counts.matched:,} of them clicked, complete up to {done.watermark:%Y-%m-%d %H:%M:%S} UTC: {folder}"
     )
+    if done.damaged:
+        typer.echo(damaged_text(done.damaged, done.set_aside))
     _print_counts(done)
     if done.log is None:
         typer.echo("no log for training: there is no champion whose schema it would have, pass --schema")

@@ -43,7 +43,7 @@ def exposures(
     """Join the access log of the gateway with the prediction logs of the arms: who was served what, and what is missing.
 
     Writes exposures.parquet (a row per served item whose answer reached the caller), requests.parquet (a row per enrolled request)
-    and exposures.json (all counts). Every run joins all logs again and replaces the folder as a whole.
+    and exposures.json (all counts). A run reads what is new in the logs, and requests of the last hour; the folder is replaced as a whole.
     """
     from serving.gateway.collect import collect
     from thinktwice.experiment.file import load_experiment
@@ -54,7 +54,17 @@ def exposures(
         [load_experiment(file) for file in files], gateway or work / "gateway", served, folder, watermark, memory
     )
     typer.echo(f"{done.counts.exposures:,} exposures in {done.counts.joined:,} answers: {folder}")
+    if done.damaged:
+        typer.echo(damaged_text(done.damaged, done.set_aside))
     _print_counts(done.counts)
+
+
+def damaged_text(number: int, aside: str | None) -> str:
+    """What is said about files of an earlier run that were damaged."""
+    where = "" if aside is None else f"; the damaged files are in {aside}"
+    return (
+        f"{number} files kept by the last run were damaged or missing: everything was joined again from the logs{where}"
+    )
 
 
 def _print_counts(counts: JoinCounts) -> None:

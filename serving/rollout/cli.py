@@ -181,6 +181,7 @@ def collect(
     from thinktwice.experiment.exposed import EXPOSED
     from thinktwice.experiment.outcomes import Window
     from thinktwice.experiment.record import RECORD, read_lines, state_of
+    from thinktwice.experiment.report import damaged_remark
     from thinktwice.files import atomic_file
 
     place = _records(records, work) / name
@@ -199,6 +200,8 @@ def collect(
     )
     with atomic_file(out) as temporary:
         temporary.write_text(evidence.model_dump_json(), encoding="utf-8")
+    if evidence.damaged_files:
+        tell(damaged_remark(evidence.damaged_files))
     typer.echo(str(out))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -134,7 +135,7 @@ def test_a_look_reads_what_is_new(tmp_path: Path) -> None:
     assert sum(read) - sum(carried[:-1]) == total, "every row is read once, and again while its request is open"
 
 
-@pytest.mark.parametrize("what", ["state", "folder", "cut", "lost", "key", "shrunk", "earlier", "killed"])
+@pytest.mark.parametrize("what", ["state", "folder", "cut", "flipped", "lost", "key", "shrunk", "earlier", "killed"])
 def test_what_does_not_fit_starts_over(tmp_path: Path, what: str) -> None:
     logs, window = Growing(tmp_path / "logs", orderly(6), 6, 0.0), WINDOW
     kept = tmp_path / "kept"
@@ -148,6 +149,10 @@ def test_what_does_not_fit_starts_over(tmp_path: Path, what: str) -> None:
     elif what == "cut":  # a disk that was full
         path = kept / "1" / looks.CLOSED / "all" / "units.parquet"
         path.write_bytes(path.read_bytes()[:-1])
+    elif what == "flipped":
+        path = kept / looks.IDS / "000001.parquet"
+        content = path.read_bytes()
+        path.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
     elif what == "lost":
         (kept / looks.IDS / "000001.parquet").unlink()
     elif what == "key":
@@ -164,7 +169,29 @@ def test_what_does_not_fit_starts_over(tmp_path: Path, what: str) -> None:
     found = join_look(FILE, sources, kept, at=at, window=window)
     assert found.from_start is (what != "killed")
     joined = join_logs(FILE, sources, tmp_path / "whole", at=at, window=window)
-    assert found.joined == joined
+    assert found.joined.model_copy(update={"damaged": 0}) == joined
+    assert (found.joined.damaged > 0) is (what in ("state", "folder", "cut", "lost", "flipped"))
+    assert (kept / looks.DAMAGED).exists() is (what in ("state", "cut", "flipped")), "what is damaged is not lost"
+
+
+def test_every_kept_byte_is_checked(tmp_path: Path) -> None:
+    """A byte that differs anywhere in any kept file is found, and the state that names the files is one of them."""
+    logs, kept, rng = Growing(tmp_path / "logs", orderly(6, 30), 6, 0.0), tmp_path / "kept", random.Random(0)
+    sources, at = logs.until(T0 + 500), START + timedelta(seconds=470)
+    with shared_engine(tmp_path):
+        join_look(FILE, sources, kept, at=at, window=WINDOW)
+    content = json.loads((kept / looks.STATE).read_text())["state"]
+    names = [*content["files"], looks.STATE]
+    assert len(names) > 6
+    for name in names:
+        whole = (kept / name).read_bytes()
+        for _ in range(20):
+            place, bit = rng.randrange(len(whole)), 1 << rng.randrange(8)
+            (kept / name).write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            state, broken = looks._read(kept, content["key"], at)
+            assert state is None and broken == [name]
+        (kept / name).write_bytes(whole)
+    assert looks._read(kept, content["key"], at) != (None, [])
 
 
 class Killed(BaseException):

@@ -32,6 +32,7 @@ from thinktwice.data.outcome_log import LOG
 from thinktwice.errors import DataError, ExperimentError
 from thinktwice.experiment.assignment import assign, layout_of
 from thinktwice.experiment.exposures import read_collected, sole_writer
+from thinktwice.experiment.outcome_parts import KEPT
 from thinktwice.experiment.outcomes import OUTCOMES, Window
 from thinktwice.experiment.record import append_effect, append_start
 from thinktwice.schema import parse_schema
@@ -100,7 +101,7 @@ def test_the_joined_rows_are_an_ordinary_log(shown: datetime, tmp_path: Path) ->
     out = tmp_path / "outcomes"
     done = join(tmp_path / "events", tmp_path / "exposures", out, Window(seconds=60), schema=SCHEMA)
     assert done.counts.final == 180 and done.counts.matched == 20 and done.counts.clicks == 20
-    assert {p.name for p in out.iterdir()} == {OUTCOMES, JOINED, LOG, "schema.yaml"}
+    assert {p.name for p in out.iterdir()} == {OUTCOMES, JOINED, LOG, KEPT, "schema.yaml"}
     rows = pl.read_parquet(out / OUTCOMES)
     enrolled = rows.filter(pl.col("log_enrolled"))
     assert done.log is not None and 0 < done.log.running == enrolled.height and done.log.rows == 180 - enrolled.height

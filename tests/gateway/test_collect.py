@@ -24,7 +24,7 @@ from thinktwice.cli import main
 from thinktwice.errors import DataError, ExperimentError
 from thinktwice.experiment.access_logs import frozen_access_logs
 from thinktwice.experiment.assignment import layout_of
-from thinktwice.experiment.exposures import COLLECTED, collect_exposures, read_collected, sole_writer
+from thinktwice.experiment.exposures import COLLECTED, KEPT, collect_exposures, read_collected, sole_writer
 from thinktwice.experiment.join import EXPOSURES, REQUESTS
 from thinktwice.records.served import USER_IDS
 
@@ -65,7 +65,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert f"{found.counts.exposures:,} exposures" in capsys.readouterr().out
     assert found.counts.joined > 20 and found.counts.unanswered > 0 and found.counts.open == 0
     assert pq.read_table(out / EXPOSURES).num_rows == found.counts.exposures
-    assert {p.name for p in out.iterdir()} == {EXPOSURES, REQUESTS, COLLECTED}
+    assert {p.name for p in out.iterdir()} == {EXPOSURES, REQUESTS, COLLECTED, KEPT}
     assert main(line) == 0, "the logs are older than the time to settle"
     assert read_collected(out).counts == found.counts
     assert sorted(p.name for p in out.parent.iterdir()) == [".exposures.lock", "exposures"], "nothing is left behind"

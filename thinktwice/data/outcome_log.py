@@ -9,7 +9,7 @@ from thinktwice.errors import DataError
 from thinktwice.files import atomic_file
 from thinktwice.frozen import Frozen
 from thinktwice.parquet import num_rows, read_schema
-from thinktwice.query import engine, listed, literal, one_row, quoted, written
+from thinktwice.query import engine, literal, one_row, quoted, source, written
 from thinktwice.records.exposure import ASSIGNED, ENROLLED, EXPERIMENT
 from thinktwice.records.served import ARM, AT, BUNDLE, ITEM, LABEL, REQUEST, USER, VERSION
 from thinktwice.schema import LogSchema
@@ -31,6 +31,14 @@ class LogCounts(Frozen):
     rows: int
     running: int
     without_ids: int
+
+    def __add__(self, other: LogCounts) -> LogCounts:
+        """Counts of different outcomes."""
+        return LogCounts(
+            rows=self.rows + other.rows,
+            running=self.running + other.running,
+            without_ids=self.without_ids + other.without_ids,
+        )
 
 
 def schema_of_outcomes(schema: LogSchema) -> LogSchema:
@@ -80,6 +88,7 @@ def write_outcome_log(
     ended: Collection[str] = (),
     include_running: bool = False,
     memory: str = "2GB",
+    like: Path | None = None,
 ) -> LogCounts:
     """Write outcomes as a log with the columns of a schema, features as they were served, and the arms.
 
@@ -88,25 +97,26 @@ def write_outcome_log(
         schema: of the model that served them.
         ended: experiments that have ended; all others run.
         include_running: keep the rows of experiments that run.
+        like: a table without rows that has all columns; those that the outcomes lack are null.
 
     Raises:
         DataError: the rows lack a field of the schema.
         ResourceError: memory and disk are too small.
     """
     columns = _columns(schema)
-    present = read_schema(outcomes).names
+    present = read_schema(like or outcomes).names
     if missing := sorted({name for name in columns.values() if name not in present}):
         raise DataError(
             f"the outcomes have no column {missing[0]!r}, which the schema {schema.name} needs: another model served them, "
             "pass its schema with --schema"
         )
-    selected = ", ".join(f"{quoted(name)} AS {quoted(source)}" for source, name in columns.items())
+    selected = ", ".join(f"{quoted(name)} AS {quoted(column)}" for column, name in columns.items())
     kept = ", ".join(quoted(name) for name in KEPT if name not in columns)
     without = [c for c, side in ((USER, "user"), (ITEM, "item")) if schema.key_of(side)]  # type: ignore[arg-type]
     no_id = " OR ".join(f"{name} IS NULL" for name in without) or "false"
     names = ", ".join(map(literal, sorted(ended))) or "''"
     running = "false" if include_running else f"coalesce({ENROLLED} AND {EXPERIMENT} NOT IN ({names}), false)"
-    rows = f"read_parquet({listed(outcomes)}, hive_partitioning = false)"
+    rows = source(*([outcomes, like] if like else [outcomes]), options=", union_by_name = true")
     with engine(target.parent, memory, ordered=False) as db:
         with atomic_file(target) as temporary:
             db.execute(
@@ -128,6 +138,6 @@ def _columns(schema: LogSchema) -> dict[str, str]:
     named = [(f.source_column, f.name) for f in outcome_schema.fields if f.derived is None]
     named += [(f.weights.source_column, f.weights.name) for f in outcome_schema.fields if f.weights is not None]
     named += [(s.column, s.name) for s in outcome_schema.sequences if s.column is not None]
-    for source, name in (*named, *((v.source_column, v.name) for v in outcome_schema.vectors)):
-        columns.setdefault(source, name)
+    for column, name in (*named, *((v.source_column, v.name) for v in outcome_schema.vectors)):
+        columns.setdefault(column, name)
     return columns

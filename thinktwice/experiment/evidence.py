@@ -91,6 +91,7 @@ class Evidence(Frozen):
         days: since the first unit was enrolled.
         days_at_coverage: since the coverage last changed.
         log_write_failures: failed writes of the gateway's access log since the start (None: not measured).
+        damaged_files: files kept by earlier looks that were damaged; all logs were joined again instead.
     """
 
     format: Literal[1] = 1
@@ -103,6 +104,7 @@ class Evidence(Frozen):
     exposures: JoinCounts | None = None
     outcomes: OutcomeCounts | None = None
     log_write_failures: int | None = None
+    damaged_files: int = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Evidence:
@@ -133,6 +135,7 @@ def collect(
     outcomes: OutcomeCounts | None,
     warm_replicas: Mapping[str, int] | None = None,
     log_write_failures: int | None = None,
+    damaged_files: int = 0,
 ) -> Evidence:
     """Evidence of one look from what ``unit_sums`` read; an arm without data has zero units."""
     names = next(iter(sums.values())).names if sums else ()
@@ -157,7 +160,7 @@ def collect(
     ]
     return Evidence(
         at=at, days=days, days_at_coverage=days_at_coverage, coverage=file.coverage, arms=tuple(arms), slices=tuple(parts),
-        exposures=exposures, outcomes=outcomes, log_write_failures=log_write_failures,
+        exposures=exposures, outcomes=outcomes, log_write_failures=log_write_failures, damaged_files=damaged_files,
     )  # fmt: skip
 
 

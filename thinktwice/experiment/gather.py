@@ -40,10 +40,15 @@ class Sources:
 
 
 class Joined(Frozen):
-    """Counts of both joins; their rows are in the same folder."""
+    """Counts of both joins; their rows are in the same folder.
+
+    Attributes:
+        damaged: files kept by earlier looks that were damaged: they were set aside, and everything was joined again from the logs.
+    """
 
     exposures: JoinCounts
     outcomes: OutcomeCounts
+    damaged: int = 0
 
 
 def gather(
@@ -138,4 +143,5 @@ def evidence_of(
         outcomes=joined.outcomes,
         warm_replicas=warm_replicas,
         log_write_failures=log_write_failures,
+        damaged_files=joined.damaged,
     )

@@ -24,7 +24,7 @@ from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, BucketLayou
 from thinktwice.experiment.query import engine, is_text, one_row, parquet_table, write_parquet
 from thinktwice.frozen import Frozen
 from thinktwice.parquet import num_rows, read_schema
-from thinktwice.query import listed, literal, quoted
+from thinktwice.query import listed, literal, quoted, source
 from thinktwice.records.exposure import ASSIGNED, BUCKET, ENROLLED, EXPERIMENT, SHADOW, UNIT
 from thinktwice.records.served import (
     ACCESS_COLUMNS,
@@ -51,12 +51,14 @@ class Logs:
 
     Attributes:
         lines: further lines of access logs, as :func:`write_lines` has parsed them.
+        only: table of the only requests whose predictions are read; None: all are.
     """
 
     access: Sequence[Path]
     predictions: Sequence[Path]
     unit_column: str | None = None  # of :func:`raw_unit_column`: buckets are recomputed from it
     lines: Sequence[Path] = ()
+    only: Path | None = None
 
 
 def raw_unit_column(predictions: Sequence[Path], unit: str, user_key: str = "user_id") -> str | None:
@@ -159,6 +161,8 @@ def join_exposures(
             raise ExperimentError(f"no access log {file}")
     out.mkdir(parents=True, exist_ok=True)
     predictions = parquet_table(logs.predictions, PREDICTION_COLUMNS, "prediction log")
+    if logs.only is not None:
+        predictions = f"(SELECT * FROM {predictions} WHERE {REQUEST} IN (SELECT {REQUEST} FROM {source(logs.only)}))"
     with engine(out, memory) as db:
         _load_access(db, logs)
         _load_groups(db, predictions)

@@ -74,6 +74,7 @@ class ExperimentReport(Frozen):
     exposures: JoinCounts | None
     outcomes: OutcomeCounts | None
     points: tuple[SeriesPoint, ...]
+    damaged_files: int = 0  # over all looks
 
 
 def report_of(records: Sequence[DecisionRecord]) -> ExperimentReport:
@@ -109,7 +110,16 @@ def report_of(records: Sequence[DecisionRecord]) -> ExperimentReport:
         standing=points[-1].standing, arms=tuple(arms),
         primary=verdict.primary, guardrails=verdict.guardrails, checks=verdict.checks, slices=verdict.slices,
         exposures=evidence.exposures, outcomes=evidence.outcomes, points=points,
+        damaged_files=sum(record.evidence.damaged_files for record in records),
     )  # fmt: skip
+
+
+def damaged_remark(number: int) -> str:
+    """What is said about damaged files, see :class:`~thinktwice.experiment.evidence.Evidence`."""
+    return (
+        f"{number} files kept by earlier looks were damaged or missing; they were set aside in `look/damaged` beside the record, "
+        "and everything was joined again from the logs"
+    )
 
 
 def write_report(report: ExperimentReport, path: Path | str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from thinktwice.experiment.analysis import GuardrailResult, PrimaryResult
 from thinktwice.experiment.checks import CheckResult
 from thinktwice.experiment.metrics import RATIOS
-from thinktwice.experiment.report import ExperimentReport
+from thinktwice.experiment.report import ExperimentReport, damaged_remark
 from thinktwice.frozen import Frozen
 from thinktwice.pages import templates
 from thinktwice.pages.charts import Mark, Series, line_chart
@@ -52,6 +52,8 @@ def render_report(report: ExperimentReport, extras: PageExtras | None = None) ->
     title = f"Experiment {report.experiment.name}"
     lines = [f"{WORDS[decision.action]}{f' {decision.arm}' if decision.arm else ''} ({report.standing})"]
     lines += [*map(_readable, decision.reasons), *extras.remarks]
+    if report.damaged_files:
+        lines.append(damaged_remark(report.damaged_files))
     unit, scale = _time_unit(report.days)
     known = [*extras.known, *[None] * (len(report.points) - len(extras.known))]
     effects = _effects(report, known, scale)

@@ -28,3 +28,4 @@ def join(
         metrics.log_metric(name, float(getattr(counts.exposures, name)))
     for name in ("final", "open", "matched", "late", "unmatched"):
         metrics.log_metric(f"outcomes_{name}", float(getattr(counts.outcomes, name)))
+    metrics.log_metric("damaged_files", float(counts.damaged))
