@@ -201,6 +201,12 @@ class FeastSource:
         """See :class:`serving.features.lookup.BoundedSource`; the SDK has no time limit."""
         return
 
+    def fetch_fields_within(
+        self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float
+    ) -> None:
+        """See :class:`serving.features.lookup.BoundedSource`; the SDK has no time limit."""
+        return
+
     def fetch_fields(
         self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float | None = None
     ) -> list[list[Any]]:

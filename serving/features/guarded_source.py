@@ -111,7 +111,10 @@ class GuardedSource:
             LookupFailedError: the lookup timed out, failed, or was not attempted.
         """
         return self._guarded(
-            fields[0][0], timeout, lambda _: None, lambda _: self._source.fetch_fields(key, list(fields), list(ids))
+            fields[0][0],
+            timeout,
+            lambda limit: self._source.fetch_fields_within(key, fields, ids, limit),
+            lambda _: self._source.fetch_fields(key, list(fields), list(ids)),
         )
 
     def _guarded(

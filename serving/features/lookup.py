@@ -134,6 +134,12 @@ class BoundedSource(FeatureSource, Protocol):
         """Like :meth:`fetch_request`, with the time limit of :meth:`fetch_within`."""
         ...
 
+    def fetch_fields_within(
+        self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float
+    ) -> list[list[Any]] | None:
+        """Like :meth:`fetch_fields`, with the time limit of :meth:`fetch_within`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Features:

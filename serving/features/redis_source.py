@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from serving.features.lookup import Entity, FeatureRow, Fetched, States
@@ -110,20 +111,36 @@ class RedisSource:
         self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float | None = None
     ) -> list[list[Any]]:
         """See :class:`serving.features.lookup.FeatureSource`."""
-        from feast.infra.online_stores.helpers import _mmh3
         from redis import RedisError
 
-        prefix, names = _prefix(key), [_mmh3(f"{view}:{name}") for view, name in fields]
         try:
             with self._client.pipeline(transaction=False) as pipe:
-                for value in ids:
-                    pipe.hmget(self._key_of(prefix, value), names)
+                for command in self._field_commands(key, fields, ids):
+                    pipe.execute_command(*command)
                 answers = pipe.execute()
         except RedisError as error:
             raise FeatureStoreError(
                 f"the online store does not answer for {fields[0][0]} ({error}): check that it runs"
             ) from error
-        return [[None if raw is None else self._values.decoded(raw) for raw in answer] for answer in answers]
+        self._connect_one()
+        return [self._decoded(answer) for answer in answers]
+
+    def fetch_fields_within(
+        self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float
+    ) -> list[list[Any]] | None:
+        """See :class:`serving.features.lookup.BoundedSource`; None like :meth:`fetch_within`."""
+        if len(ids) > MAX_SMALL_READ:
+            return None
+        answers = self._over_open(self._field_commands(key, fields, ids), timeout)
+        return None if answers is None else [self._decoded(answer) for answer in answers]
+
+    def _field_commands(self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str]) -> list[Command]:
+        names = tuple(_field_name(view, name) for view, name in fields)
+        prefix = _prefix(key)
+        return [("HMGET", self._key_of(prefix, value), *names) for value in ids]
+
+    def _decoded(self, answer: Sequence[bytes | None]) -> list[Any]:
+        return [None if raw is None else self._values.decoded(raw) for raw in answer]
 
     def fetch_request(
         self,
@@ -155,8 +172,6 @@ class RedisSource:
         States that have not changed since an earlier request are not read again. An answer of several packets times out
         :data:`REST_OF_ANSWER` after its last packet, which may be later than ``timeout``.
         """
-        from redis import RedisError
-
         start = time.monotonic()
         if self._tracked is None:
             if start >= self._track_from:  # what connects belongs on another thread
@@ -168,24 +183,8 @@ class RedisSource:
             timeout -= time.monotonic() - start
         if self._script is None or not self._open:
             return None
-        try:
-            connection = self._open.pop()
-        except IndexError:  # another thread was faster
-            return None
-        try:
-            command = call(self._script, self._groups(user_id, item_ids, feature_ids))
-            connection.send_packed_command(connection.pack_command(*command), check_health=False)
-            if not connection.can_read(max(timeout, 0.0)):
-                raise TimeoutError
-            answers = connection.read_response()
-        except TimeoutError:
-            connection.disconnect()  # a late answer would be read as the answer to the next command
-            raise
-        except RedisError:  # the server closed the connection, or was restarted and has lost the script
-            connection.disconnect()
-            return None
-        self._open.append(connection)
-        return self._fetched(user_id, item_ids, feature_ids, answers)
+        found = self._over_open([call(self._script, self._groups(user_id, item_ids, feature_ids))], timeout)
+        return None if found is None else self._fetched(user_id, item_ids, feature_ids, found[0])
 
     def _tracked_answers(
         self, user_id: str | None, item_ids: Sequence[str], feature_ids: Sequence[str], timeout: float
@@ -343,34 +342,40 @@ class RedisSource:
         A partial answer times out :data:`REST_OF_ANSWER` after its last packet, which may be later than ``timeout``; answers to so
         few ids arrive in one packet.
         """
-        from redis import RedisError
-
         names = self._names[entity]
         if not names:
             return [FeatureRow({})] * len(ids)
         if len(ids) > MAX_SMALL_READ or not self._open:
             return None
+        fields = self._fields[entity]
+        answers = self._over_open([("HMGET", self._key(entity, value), *fields) for value in ids], timeout)
+        return None if answers is None else [self._row_of(names, answer) for answer in answers]
+
+    def _over_open(self, commands: Sequence[Command], timeout: float) -> list[Any] | None:
+        """The answers to commands over a connection that is open already; None if there is none, or the server closed it or lost
+        the script."""
+        from redis import RedisError
+
+        end = time.monotonic() + timeout
         try:
             connection = self._open.pop()
-        except IndexError:  # another thread was faster
+        except IndexError:
             return None
-        end, fields = time.monotonic() + timeout, self._fields[entity]
         try:
-            commands = [("HMGET", self._key(entity, value), *fields) for value in ids]
             connection.send_packed_command(connection.pack_commands(commands), check_health=False)
             answers = []
-            for _ in ids:
+            for _ in commands:
                 if not connection.can_read(max(end - time.monotonic(), 0.0)):
                     raise TimeoutError
                 answers.append(connection.read_response())
         except TimeoutError:
             connection.disconnect()  # a late answer would be read as the answer to the next command
             raise
-        except RedisError:  # the server closed the connection
+        except RedisError:
             connection.disconnect()
             return None
         self._open.append(connection)
-        return [self._row_of(names, answer) for answer in answers]
+        return answers
 
     def close(self) -> None:
         """Close the connections."""
@@ -440,6 +445,13 @@ class RedisSource:
                 "the installed Feast writes other Redis keys than this version reads: "
                 "install the pinned Feast, or use the feature reader 'feast'"
             )
+
+
+@lru_cache
+def _field_name(view: str, name: str) -> bytes:
+    from feast.infra.online_stores.helpers import _mmh3
+
+    return bytes(_mmh3(f"{view}:{name}"))
 
 
 def _prefix(key: str) -> bytes:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-Command = tuple[bytes | str, ...]
+Command = tuple[bytes | str | int, ...]
 Name = str | tuple[str, ...]
 
 KEPT = 1 << 15  # names in each of two generations

@@ -22,6 +22,7 @@ from serving.features.redis_source import MAX_SMALL_READ, OPEN, RedisSource
 from serving.features.redis_values import StoredValues
 from tests.features import redis_server
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA
+from thinktwice.data.feature_tables import table_specs
 from thinktwice.release.feature_store import REDIS_ADDRESS
 from thinktwice.schema.numbers import number
 from thinktwice.schema.values import spell
@@ -66,7 +67,14 @@ def test_an_open_connection(state: Path, tmp_path: Path, monkeypatch: pytest.Mon
             assert not whole[0].cold and whole[1].cold
             assert source.fetch_within("user", ["u1", "nobody"], 5.0) == whole
             assert source.fetch_within("item", ["i1"], 5.0) == source.fetch("item", ["i1"])
-            assert source.fetch_within("item", [f"i{n}" for n in range(MAX_SMALL_READ + 1)], 5.0) is None
+            many = [f"i{n}" for n in range(MAX_SMALL_READ + 1)]
+            assert source.fetch_within("item", many, 5.0) is None
+            users = [spec for spec in table_specs(SCHEMA) if spec.entity == "user"]
+            names = [(spec.name, name) for spec in users for name in spec.features]
+            asked = users[0].key, names, ["u1", "nobody"]
+            fields = source.fetch_fields(*asked)
+            assert fields == source.fetch_fields_within(*asked, 5.0) == [list(row.values.values()) for row in whole]
+            assert source.fetch_fields_within(*asked[:2], many, 5.0) is None
             assert len(source._open) == OPEN
 
             process.send_signal(signal.SIGSTOP)
