@@ -154,6 +154,8 @@ def test_what_was_not_measured_is_said() -> None:
     found = decide(file, evidence(file, 5, changes={"exposures": None, "log_write_failures": None}))
     assert any("not measured" in r and "assignment" in r and "log_write_failures" in r for r in found.decision.reasons)
     assert not any("not measured" in r for r in decide(file, evidence(file, 5)).decision.reasons)
+    unknown = [check for check in found.checks if check.passed is None]
+    assert unknown and all(len(check.reason.split()) > 3 for check in unknown), "every gap has its reason"
 
 
 def test_a_final_decision_stays() -> None:

@@ -144,9 +144,9 @@ def assert_accounted(counts: JoinCounts, sent: set[str], found: World) -> None:
     rows = [row for arm in found.arms.values() for row in arm.rows()]
     assert counts.predicted == len({(r["log_request_id"], r["log_arm"]) for r in rows})
     assert (counts.wrong_arm, counts.repeated, counts.broken, counts.ambiguous, counts.doubled, counts.open) == (0,) * 6
-    assert counts.exposures == pq.read_metadata(found.folder / "out" / EXPOSURES).num_rows
+    assert counts.exposures == pq.read_table(found.folder / "out" / EXPOSURES).num_rows
     enrolled = sum(arm.requests for arm in counts.arms)
-    assert enrolled == pq.read_metadata(found.folder / "out" / REQUESTS).num_rows
+    assert enrolled == pq.read_table(found.folder / "out" / REQUESTS).num_rows
 
 
 def test_every_request_is_accounted_for(small: Path, tmp_path: Path) -> None:

@@ -14,6 +14,16 @@ from thinktwice.stats.sample_ratio import ALPHA, sample_ratio
 
 BIAS_P = 1e-3  # of the primary metric before the experiment
 SKEW_SHARE = 1e-3  # of rows and clicks whose clocks disagree
+#: Why a check has no result whose numbers only a running gateway has, and how to have one. A look of the pipeline reads files alone.
+NO_FAILURES = (
+    "not measured: this look asked no running gateway; `thinktwice gateway status` says how many writes failed "
+    "(filesystem.write_failed of its Envoy), and requests whose lines were not written count as unexplained rows"
+)
+NO_REPLICAS = (
+    "not measured: this look asked no running gateway that checks the servers of every arm; `thinktwice experiment collect` asks "
+    "the one of its machine, elsewhere compare the ready pods of the arms (membership_healthy of Envoy's clusters)"
+)
+NO_CLOCKS = "not measured: no logs and no clicks were joined, and clocks are compared by them"
 
 
 class CheckResult(Frozen):
@@ -68,7 +78,7 @@ def _all(file: ExperimentFile, evidence: Evidence, worst_p: float) -> Iterator[C
     failures = evidence.log_write_failures
     yield (
         "log_write_failures", None if failures is None else failures == 0, failures, 0,
-        "not measured" if failures is None else f"the access log failed to be written {failures} times",
+        NO_FAILURES if failures is None else f"the access log failed to be written {failures} times",
     )  # fmt: skip
     yield _clocks(evidence)
     outcomes, limit = evidence.outcomes, file.limits.late_outcomes
@@ -148,7 +158,7 @@ def _pre_exposure_bias(file: ExperimentFile, evidence: Evidence) -> CheckOutcome
 def _replicas(file: ExperimentFile, evidence: Evidence) -> CheckOutcome:
     replicas = {arm.name: getattr(evidence.arm(arm.name), "warm_replicas", None) for arm in file.arms}
     if any(n is None for n in replicas.values()):
-        return "unequal_replicas", None, None, None, "not measured"
+        return "unequal_replicas", None, None, None, NO_REPLICAS
     numbers = [n for n in replicas.values() if n is not None]
     shown = ", ".join(f"{arm} {n}" for arm, n in replicas.items())
     return "unequal_replicas", len(set(numbers)) == 1, max(numbers) - min(numbers), 0, f"warm replicas: {shown}"
@@ -161,7 +171,7 @@ def _clocks(evidence: Evidence) -> CheckOutcome:
     if evidence.outcomes and evidence.outcomes.clicks:
         shares.append(evidence.outcomes.before_exposure / evidence.outcomes.clicks)
     if not shares:
-        return "clock_skew", None, None, SKEW_SHARE, "not measured"
+        return "clock_skew", None, None, SKEW_SHARE, NO_CLOCKS
     return _below("clock_skew", max(shares), SKEW_SHARE, "of the rows or clicks lie outside their request's time")
 
 
