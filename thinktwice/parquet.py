@@ -37,19 +37,19 @@ def write_frame(frame: pl.DataFrame, path: Path | str) -> None:
     frame.write_parquet(_exact(path))
 
 
-def open_parquet(path: AnyPath | str) -> pq.ParquetFile:
-    """The file, opened; a context manager that closes it.
+def open_parquet(path: AnyPath | str, *, checked: bool = False) -> pq.ParquetFile:
+    """The file, opened; a context manager that closes it. ``checked``: pages that have a checksum are compared with it.
 
     Of an object, columns are read in blocks: memory is bounded by the number of columns, whatever the size of a row group.
     """
     if isinstance(path, ObjectPath):
         return pq.ParquetFile(path.open("rb", buffering=COLUMN_BYTES), buffer_size=COLUMN_BYTES, pre_buffer=False)
-    return pq.ParquetFile(_exact(path), filesystem=LocalFileSystem())
+    return pq.ParquetFile(_exact(path), filesystem=LocalFileSystem(), page_checksum_verification=checked)
 
 
-def read_table(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The file as an arrow table; ``columns`` names those to read."""
-    with open_parquet(path) as file:
+def read_table(path: Path | str, columns: Sequence[str] | None = None, *, checked: bool = False) -> pa.Table:
+    """The file as an arrow table; ``columns`` names those to read. For ``checked`` see :func:`open_parquet`."""
+    with open_parquet(path, checked=checked) as file:
         if columns is None:
             return file.read()
         return file.read(list(columns)).select(list(columns))  # arrow reads ``a.b`` along with ``a``

@@ -87,8 +87,7 @@ def collect(
             state.file, look.joined, look.folders, started=started, coverage_since=since, at=at, before=before,
             warm_replicas=warm, log_write_failures=failures,
         )  # fmt: skip
-        for requests in look.requests:
-            remember_exposed(requests, exposed, state.file.name)
+        remember_exposed(look.requests, exposed, state.file.name)
     return evidence
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,7 +18,7 @@ from thinktwice.errors import ExperimentError
 from thinktwice.experiment import looks
 from thinktwice.experiment.assignment import layout_of
 from thinktwice.experiment.evidence import Evidence
-from thinktwice.experiment.exposed import EXPOSED
+from thinktwice.experiment.exposed import EXPOSED, remember_exposed
 from thinktwice.experiment.gather import Sources, evidence_of, join_logs
 from thinktwice.experiment.join import EXPOSURES, REQUESTS
 from thinktwice.experiment.outcomes import Window
@@ -115,3 +117,19 @@ def test_a_snapshot_of_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out" / SNAPSHOT).write_text("{")
     with pytest.raises(ExperimentError, match="not a snapshot of logs"):
         read_snapshot(tmp_path / "out")
+
+
+def test_a_damaged_table_of_exposed_users_is_made_again(tmp_path: Path) -> None:
+    rng, path, damaged = random.Random(0), tmp_path / EXPOSED, set[bytes]()
+    table = pa.table({"experiment": ["exp1"] * 50, "unit": pa.array(range(50), pa.uint64()), "arm": ["control"] * 50})
+    pq.write_table(table, tmp_path / "seen.parquet")
+    assert remember_exposed([tmp_path / "seen.parquet"], path, "exp1") == 50
+    whole, rows = path.read_bytes(), pq.read_table(path)
+    for number in range(40):
+        place = rng.randrange(len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+        damaged.add(path.read_bytes())
+        assert remember_exposed([tmp_path / "seen.parquet"], path, "exp1") == 50, number
+        assert pq.read_table(path).equals(rows)
+    aside = [found.read_bytes() for found in (tmp_path / "damaged").rglob(EXPOSED)]
+    assert len(aside) > 10 and set(aside) <= damaged

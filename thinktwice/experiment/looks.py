@@ -98,7 +98,7 @@ class LookJoined:
 
     Attributes:
         folders: of open and of closed requests, each with sums per unit and latencies.
-        requests: tables of enrolled requests that are new or open.
+        requests: tables with ``experiment``, ``arm`` and ``unit`` of all enrolled requests.
         from_start: whether all logs were read.
     """
 
@@ -246,7 +246,7 @@ def _look(
     write_state(folder / STATE, state)
     if not from_start:
         shutil.rmtree(before, ignore_errors=True)
-    requests = (here / CLOSED / REQUESTS, here / OPEN / REQUESTS)
+    requests = (here / CLOSED / SEEN, here / OPEN / REQUESTS)
     return LookJoined(joined, (here / OPEN, here / CLOSED / "all"), requests, from_start)
 
 

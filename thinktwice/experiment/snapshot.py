@@ -108,8 +108,7 @@ def join_snapshot(logs: Path | str, out: Path | str, records_dir: Path | str, wi
         before = sums_before(
             file, sources.logs, clicks, place / LOOK / BEFORE, started=started, at=snapshot.at, window=window
         )
-        for requests in look.requests:
-            remember_exposed(requests, place / EXPOSED, file.name)
+        remember_exposed(look.requests, place / EXPOSED, file.name)
         with atomic_dir(out) as folder:
             for number, part in enumerate(look.folders):
                 (folder / str(number)).mkdir()
