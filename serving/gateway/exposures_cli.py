@@ -11,7 +11,7 @@ import typer
 from thinktwice.console.options import WORK, Work
 
 if TYPE_CHECKING:
-    from thinktwice.experiment.join import JoinCounts
+    from thinktwice.experiment.join_counts import JoinCounts
 
 SETTLE = 120.0  # seconds; a predictor writes a part every 60 by default
 

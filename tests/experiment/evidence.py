@@ -9,7 +9,7 @@ import numpy as np
 
 from thinktwice.experiment.evidence import ArmEvidence, Evidence, MomentsModel, QuantileModel
 from thinktwice.experiment.file import ExperimentFile
-from thinktwice.experiment.join import ArmCounts, JoinCounts
+from thinktwice.experiment.join_counts import ArmCounts, JoinCounts
 from thinktwice.experiment.metrics import SUMS
 from thinktwice.experiment.outcomes import OutcomeCounts
 from thinktwice.stats.moments import Moments

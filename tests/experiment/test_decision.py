@@ -10,11 +10,12 @@ import pytest
 
 from tests.experiment.evidence import changed_arm, counts_of, evidence, users
 from tests.experiment.files import experiment
-from thinktwice.experiment.analysis import due_look, guardrail_results
+from thinktwice.experiment.analysis import due_look
 from thinktwice.experiment.checks import check_results
 from thinktwice.experiment.decision import Verdict, decide
 from thinktwice.experiment.evidence import Evidence, MomentsModel, SliceEvidence
 from thinktwice.experiment.file import ExperimentFile
+from thinktwice.experiment.guardrails import guardrail_results
 from thinktwice.experiment.metrics import SUMS
 from thinktwice.experiment.outcomes import OutcomeCounts
 from thinktwice.stats.moments import Moments

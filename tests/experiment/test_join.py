@@ -18,7 +18,8 @@ from tests.experiment.files import experiment, repeatable
 from tests.experiment.logs import COLUMNS, T0, World, naive_join, random_world
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import layout_of
-from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts, Logs, join_exposures, raw_unit_column
+from thinktwice.experiment.join import EXPOSURES, REQUESTS, Logs, join_exposures, raw_unit_column
+from thinktwice.experiment.join_counts import JoinCounts
 from thinktwice.monitor.record import HEAD
 from thinktwice.records.exposure import EXPERIMENT_COLUMNS
 from thinktwice.records.served import EXPOSURE_ADDS, PREDICTION_COLUMNS, REQUEST_COLUMNS, USER_IDS

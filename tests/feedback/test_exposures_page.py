@@ -17,7 +17,7 @@ from tests.experiment.files import experiment
 from tests.feedback.test_outcomes import feed, micros, served
 from tests.serving.small import SCHEMA
 from thinktwice.cli import main
-from thinktwice.experiment.join import JoinCounts
+from thinktwice.experiment.join_counts import JoinCounts
 from thinktwice.experiment.outcomes import OutcomeCounts
 from thinktwice.schema import load_schema
 

@@ -30,7 +30,8 @@ from tests.gateway.load import Load, load
 from tests.serving.small import small
 from thinktwice.experiment.assignment import assign, bucket_of, layout_of
 from thinktwice.experiment.exposures import collect_exposures
-from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts
+from thinktwice.experiment.join import EXPOSURES, REQUESTS
+from thinktwice.experiment.join_counts import JoinCounts
 from thinktwice.records.served import PART
 
 __all__ = ["small"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from thinktwice.experiment.join import ArmCounts, JoinCounts
+from thinktwice.experiment.join_counts import ArmCounts, JoinCounts
 from thinktwice.experiment.outcomes import OutcomeCounts
 from thinktwice.experiment.query import engine, parquet_table
 from thinktwice.records.served import REQUEST_COLUMNS

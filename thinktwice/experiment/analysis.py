@@ -1,8 +1,8 @@
-"""Analysis of evidence: effect on the primary metric, guardrails, slices. It makes no decision.
+"""Analysis of evidence: effect on the primary metric, and slices. It makes no decision.
 
 The primary metric is tested at *looks*. Evidence counts as a look when at least half the planned distance to the previous
 look has passed, the minimums are reached and the information has grown; evidence in between moves no boundary and spends no
-α. Guardrail tests are always valid and made every time.
+α. Guardrails are in ``guardrails.py``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from thinktwice.experiment.evidence import ArmEvidence, Evidence, Number, known
-from thinktwice.experiment.file import ExperimentFile, Guardrail
-from thinktwice.experiment.metrics import RATIOS, SUMS, quantile_share
+from thinktwice.experiment.evidence import Evidence, Number, known
+from thinktwice.experiment.file import ExperimentFile
+from thinktwice.experiment.metrics import RATIOS, SUMS
 from thinktwice.experiment.remaining import units_fraction
 from thinktwice.frozen import Frozen
 from thinktwice.stats.difference import (
@@ -28,10 +28,9 @@ from thinktwice.stats.difference import (
 from thinktwice.stats.group_sequential import CLOSEST, at_stop, boundaries, repeated_p, spent_by
 from thinktwice.stats.moments import Moments
 from thinktwice.stats.multiple import holm
-from thinktwice.stats.sequences import always_valid_p, one_sided_radius, two_sided_radius
+from thinktwice.stats.sequences import always_valid_p, two_sided_radius
 
 EFFECTIVE_UNITS = 100  # of each arm; with fewer, a few very active users dominate the average, and nothing is tested
-EVENTS = ("error_rate", "fallback_share")  # rates of events that may not occur at all
 OPEN_END = 4.0  # without a horizon, a sequence is tightest at this multiple of the first look's information
 
 Effect = Literal["better", "worse", "unclear"]
@@ -94,30 +93,6 @@ class PrimaryResult(Frozen):
     variance_reduction: float
     verdict: Effect
     at_stop: Adjusted | None = None
-    flags: tuple[str, ...] = ()
-
-
-class GuardrailResult(Frozen):
-    """Harm beyond the margin, in the metric's units; below 0 is within the margin.
-
-    ``breached``: its lower bound is above 0. ``safe``: its upper bound is below 0 (non-inferiority shown). ``judged`` is
-    false if data are too few or flagged. ``tuned``: information at which the sequence is tightest.
-    """
-
-    arm: str
-    metric: str
-    worse: str
-    margin: float
-    relative: bool
-    control: Number
-    treatment: Number
-    excess: Number
-    low: Number
-    high: Number
-    tuned: float
-    judged: bool
-    breached: bool
-    safe: bool
     flags: tuple[str, ...] = ()
 
 
@@ -186,7 +161,7 @@ def primary_results(
     previous look (a rejected null hypothesis stays rejected while the estimate keeps its sign).
     """
     differences = {arm.name: _difference(file, evidence, arm.name) for arm in file.treatments}
-    enough = all(_enough(evidence, (file.control.name, name), RATIOS[file.primary.metric]) for name in differences)
+    enough = all(enough_units(evidence, (file.control.name, name), RATIOS[file.primary.metric]) for name in differences)
     due = due_look(file, evidence, history)
     look = None
     if due is not None and enough and all(d.usable for d in differences.values()):
@@ -203,22 +178,6 @@ def primary_results(
             result = result.model_copy(update={"at_stop": _at_stop(name, looks, level)})
         results.append(result)
     return look, tuple(results)
-
-
-def guardrail_results(
-    file: ExperimentFile, evidence: Evidence, first: Sequence[GuardrailResult]
-) -> tuple[GuardrailResult, ...]:
-    """Every guardrail of every treatment.
-
-    Args:
-        first: the first judged result of each guardrail, whose information tunes the sequence.
-    """
-    tuned = {(g.arm, g.metric): g.tuned for g in first}
-    return tuple(
-        _guardrail(file, evidence, guardrail, arm.name, tuned.get((arm.name, guardrail.metric)))
-        for arm in file.treatments
-        for guardrail in file.guardrails
-    )
 
 
 def slice_results(file: ExperimentFile, evidence: Evidence) -> tuple[SliceResult, ...]:
@@ -251,14 +210,14 @@ def slice_results(file: ExperimentFile, evidence: Evidence) -> tuple[SliceResult
 
 
 def _difference(file: ExperimentFile, evidence: Evidence, arm: str) -> Difference:
-    control, treatment = (_moments(evidence, name) for name in (file.control.name, arm))
+    control, treatment = (arm_moments_of(evidence, name) for name in (file.control.name, arm))
     metric = RATIOS[file.primary.metric]
     bottom = f"pre_{metric.denominator}" if metric.denominator else None
     before = Metric(f"pre_{metric.numerator}", bottom)
     return difference(control, treatment, metric, [before] if before.numerator in control.names else [])
 
 
-def _moments(evidence: Evidence, arm: str) -> Moments:
+def arm_moments_of(evidence: Evidence, arm: str) -> Moments:
     arm_evidence = evidence.arm(arm)
     if arm_evidence is not None and arm_evidence.sums.names:
         return arm_evidence.sums.moments()
@@ -266,9 +225,9 @@ def _moments(evidence: Evidence, arm: str) -> Moments:
     return Moments.empty(names or SUMS)
 
 
-def _enough(evidence: Evidence, arms: Sequence[str], metric: Metric) -> bool:
+def enough_units(evidence: Evidence, arms: Sequence[str], metric: Metric) -> bool:
     """Whether every arm has enough effective units: a few very active ones must not dominate its average."""
-    return min(effective_units(_moments(evidence, name), metric) for name in arms) >= EFFECTIVE_UNITS
+    return min(effective_units(arm_moments_of(evidence, name), metric) for name in arms) >= EFFECTIVE_UNITS
 
 
 def _look(differences: dict[str, Difference], fraction: float, final: bool, history: Sequence[Look]) -> Look | None:
@@ -347,76 +306,3 @@ def _at_stop(arm: str, looks: Sequence[Look], level: float) -> Adjusted | None:
         return None
     estimate = at_stop(information, bounds, arm_looks[-1].z, level)
     return Adjusted(p=estimate.p, value=estimate.value, low=estimate.low, high=estimate.high)
-
-
-def _guardrail(
-    file: ExperimentFile, evidence: Evidence, guardrail: Guardrail, arm: str, first: float | None
-) -> GuardrailResult:
-    control, treatment, flags = _quantile_pair(file, evidence, guardrail.metric, arm)
-    (c, c_se), (t, t_se) = control, treatment
-    # A quantile has no sums; how uneven units are is measured by their requests.
-    weighed = RATIOS.get(guardrail.metric, RATIOS["error_rate"])
-    if not flags and not _enough(evidence, (file.control.name, arm), weighed):
-        flags = ("few_effective_units",)
-    share = guardrail.margin if guardrail.relative else 0.0
-    absolute = 0.0 if guardrail.relative else guardrail.margin
-    signs = {"increase": (1,), "decrease": (-1,), "either": (1, -1)}[guardrail.worse]
-    # Harm beyond the margin: s (t - c) - margin |c| is s t - (s + share sign(c)) c.
-    sign = -1.0 if c < 0 else 1.0
-    excesses = []
-    for s in signs:
-        weight = s + share * sign
-        excesses.append((s * t - weight * c - absolute, math.hypot(t_se, weight * c_se)))
-    value, se = max(excesses)
-    judged = not flags and math.isfinite(value) and se > 0
-    low = high = None
-    tuned = 0.0
-    if judged:
-        information = 1 / se**2
-        fraction = min(horizon_fraction(file, evidence), 1.0)
-        tuned = tuned_information(file, fraction, information) if first is None else first
-        # Any breach rolls back, so all guardrails of all arms share α; safety requires all of them, so each has its own α.
-        harm = file.guardrail_alpha / (len(signs) * len(file.guardrails) * len(file.treatments))
-        low = value - one_sided_radius(information / tuned, harm) * se
-        high = max(v + one_sided_radius(information / tuned, file.guardrail_alpha) * e for v, e in excesses)
-    return GuardrailResult(
-        arm=arm, metric=guardrail.metric, worse=guardrail.worse, margin=guardrail.margin, relative=guardrail.relative,
-        control=known(c), treatment=known(t), excess=known(value), low=low, high=high, tuned=tuned, judged=judged,
-        breached=low is not None and low > 0, safe=high is not None and high < 0,
-        flags=flags if flags or judged else ("zero_variance",),
-    )  # fmt: skip
-
-
-def _quantile_pair(
-    file: ExperimentFile, evidence: Evidence, metric: str, arm: str
-) -> tuple[tuple[float, float], tuple[float, float], tuple[str, ...]]:
-    """Value and standard error in control and treatment, and flags."""
-    if quantile_share(metric) is None:
-        moments = _moments(evidence, file.control.name), _moments(evidence, arm)
-        if metric in EVENTS and (none := _without_events(*moments, RATIOS[metric])) is not None:
-            return (0.0, none[0]), (0.0, none[1]), ()
-        d = difference(*moments, RATIOS[metric])
-        return (d.control.value, d.control.se), (d.treatment.value, d.treatment.se), d.flags
-    quantiles = [_quantile(evidence.arm(name), metric) for name in (file.control.name, arm)]
-    return quantiles[0][:2], quantiles[1][:2], tuple(dict.fromkeys((*quantiles[0][2], *quantiles[1][2])))
-
-
-def _without_events(control: Moments, treatment: Moments, metric: Metric) -> tuple[float, float] | None:
-    """Standard errors of both arms where neither has an event: as if each had one. None if one has.
-
-    Without it, an error rate of 0 in both arms could never be shown to be within its margin.
-    """
-    errors = []
-    for moments in (control, treatment):
-        total = moments.num_units * float(moments.mean[moments.column(metric.denominator or metric.numerator)])
-        if moments.num_units < 2 or not total > 0 or moments.mean[moments.column(metric.numerator)] != 0:
-            return None
-        errors.append(1 / total)
-    return errors[0], errors[1]
-
-
-def _quantile(arm: ArmEvidence | None, metric: str) -> tuple[float, float, tuple[str, ...]]:
-    quantile = next((q for q in arm.quantiles if q.metric == metric), None) if arm else None
-    if quantile is None or quantile.value is None or quantile.se is None:
-        return math.nan, math.nan, (quantile.flags if quantile else ()) or ("no_rows",)
-    return quantile.value, quantile.se, quantile.flags

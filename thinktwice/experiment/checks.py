@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from thinktwice.experiment.evidence import Evidence, Number
 from thinktwice.experiment.file import Action, ExperimentFile
-from thinktwice.experiment.join import JoinCounts
+from thinktwice.experiment.join_counts import JoinCounts
 from thinktwice.experiment.metrics import RATIOS
 from thinktwice.frozen import Frozen
 from thinktwice.stats.difference import Metric, difference, two_sided_p

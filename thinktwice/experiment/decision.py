@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from thinktwice.experiment.analysis import (
-    GuardrailResult,
     Look,
     PrimaryResult,
     SliceResult,
-    guardrail_results,
     horizon_passed,
     minimum_reached,
     primary_results,
@@ -20,6 +18,7 @@ from thinktwice.experiment.analysis import (
 from thinktwice.experiment.checks import CheckResult, check_results, failed
 from thinktwice.experiment.evidence import Evidence
 from thinktwice.experiment.file import ExperimentFile
+from thinktwice.experiment.guardrails import GuardrailResult, guardrail_results
 from thinktwice.experiment.remaining import days_left
 from thinktwice.frozen import Frozen
 

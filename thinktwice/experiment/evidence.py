@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import AwareDatetime, Field, model_validator
 
 from thinktwice.experiment.file import ExperimentFile
-from thinktwice.experiment.join import JoinCounts
+from thinktwice.experiment.join_counts import JoinCounts
 from thinktwice.experiment.metrics import SUMS, quantile_share
 from thinktwice.experiment.outcomes import OutcomeCounts
 from thinktwice.frozen import Frozen

@@ -38,7 +38,8 @@ from thinktwice.experiment.closing import (
     write_closed,
 )
 from thinktwice.experiment.file import ExperimentFile
-from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts, Logs, join_exposures, write_lines
+from thinktwice.experiment.join import EXPOSURES, REQUESTS, Logs, join_exposures, write_lines
+from thinktwice.experiment.join_counts import JoinCounts
 from thinktwice.experiment.kept import checksums, damaged, link, read_state, set_aside, write_state
 from thinktwice.experiment.query import engine, parquet_table, write_parquet
 from thinktwice.files import atomic_dir, sha256_text

@@ -10,7 +10,8 @@ from pathlib import Path
 from thinktwice.experiment.assignment import BucketLayout, layout_of
 from thinktwice.experiment.evidence import Evidence, collect
 from thinktwice.experiment.file import ExperimentFile
-from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts, Logs, join_exposures
+from thinktwice.experiment.join import EXPOSURES, REQUESTS, Logs, join_exposures
+from thinktwice.experiment.join_counts import JoinCounts
 from thinktwice.experiment.outcomes import OUTCOMES, OutcomeCounts, Window, join_outcomes
 from thinktwice.experiment.unit_sums import LATENCY, UNITS, arm_latencies, arm_moments, check_arms, write_unit_sums
 from thinktwice.frozen import Frozen

@@ -45,7 +45,8 @@ from thinktwice.experiment.closing import (
 from thinktwice.experiment.exposures import sole_writer
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.gather import Joined, Sources, widest_layout
-from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts, Logs, join_exposures, write_lines, wrong_buckets
+from thinktwice.experiment.join import EXPOSURES, REQUESTS, Logs, join_exposures, write_lines, wrong_buckets
+from thinktwice.experiment.join_counts import JoinCounts
 from thinktwice.experiment.kept import checksums, damaged, read_state, set_aside, write_state
 from thinktwice.experiment.outcomes import OUTCOMES, OutcomeCounts, Window, join_outcomes
 from thinktwice.experiment.query import engine, parquet_table, write_parquet

@@ -9,12 +9,13 @@ from typing import Literal
 from pydantic import AwareDatetime
 
 from thinktwice.errors import ExperimentError
-from thinktwice.experiment.analysis import GuardrailResult, PrimaryResult, SliceResult
+from thinktwice.experiment.analysis import PrimaryResult, SliceResult
 from thinktwice.experiment.checks import CheckResult
 from thinktwice.experiment.decision import Decision
 from thinktwice.experiment.evidence import MomentsModel, Number
 from thinktwice.experiment.file import ExperimentFile
-from thinktwice.experiment.join import JoinCounts
+from thinktwice.experiment.guardrails import GuardrailResult
+from thinktwice.experiment.join_counts import JoinCounts
 from thinktwice.experiment.metrics import RATIOS
 from thinktwice.experiment.outcomes import OutcomeCounts
 from thinktwice.experiment.record import DecisionRecord

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from thinktwice.experiment.analysis import GuardrailResult, PrimaryResult
+from thinktwice.experiment.analysis import PrimaryResult
 from thinktwice.experiment.checks import CheckResult
+from thinktwice.experiment.guardrails import GuardrailResult
 from thinktwice.experiment.metrics import RATIOS
 from thinktwice.experiment.report import ExperimentReport, damaged_remark
 from thinktwice.frozen import Frozen
