@@ -57,7 +57,6 @@ class Roof:
         model = build_backbone(DeepFMConfig(dim=DIM, hidden=HIDDEN), equal_fields(size), seed=0)
         total = Steps(BATCH, STEPS, STEPS * (self.rounds + 1))
         plan = LoopPlan(total, total.total, rate=1e-3, table_l2=1e-6, sparse_rows=FinetuneConfig().sparse_rows)
-        square = torch.rand(SQUARE, SQUARE)
         step_s, flops, start = [], [], time.process_time()
 
         def loss(index: torch.Tensor, _: torch.Generator) -> torch.Tensor:
@@ -68,17 +67,22 @@ class Roof:
             if step % STEPS:
                 return
             middle = time.process_time()
-            with torch.inference_mode():
-                for _ in range(PRODUCTS):
-                    square @ square
-            end = time.process_time()
             step_s.append((middle - start) / STEPS)
-            flops.append(PRODUCTS * 2 * SQUARE**3 / (end - middle))
-            start = end
+            flops.append(product_speed())
+            start = time.process_time()
 
         run_loop(model, model.embedding, rows, loss, plan, seed=0, on_eval=lambda *_: None, on_step=on_step)
         step, speed = np.array(step_s[1:]), np.array(flops[1:])  # the first round makes the optimizer's state
         return {"step_s": step, "flops": speed, "share": step_flops() / speed / step}
+
+
+def product_speed() -> float:
+    """Multiplications and additions per CPU second of square float32 products on one thread."""
+    square, start = torch.rand(SQUARE, SQUARE), time.process_time()
+    with torch.inference_mode():
+        for _ in range(PRODUCTS):
+            square @ square
+    return PRODUCTS * 2.0 * SQUARE**3 / (time.process_time() - start)
 
 
 def step_flops() -> float:

@@ -14,8 +14,11 @@ from thinktwice.train.config import FinetuneConfig
 def default() -> Recipe:
     """For a log of unknown size: length, L2, augmentation and the share of unknown values are found on validation, in ten
     epochs."""
-    config = FinetuneConfig(schedule="averaged", rate=3e-3, epochs=16.0, budget=10.0, unknown_shares=(0.0,))
-    return Recipe(finetune=config)
+    return Recipe(
+        finetune=FinetuneConfig(
+            schedule="averaged", rate=3e-3, table_l2=(5e-4,), epochs=16.0, budget=10.0, unknown_shares=(0.0,)
+        )
+    )
 
 
 def dcnv2() -> Recipe:
