@@ -19,12 +19,13 @@ from thinktwice.choices import RecipeName
 from thinktwice.cli import QUIET_STOP
 from thinktwice.console.options import LAST_RUN
 from thinktwice.console.output import say
-from thinktwice.console.processes import POLITE, python_command, start, stop, terminated_like_interrupted, wait
+from thinktwice.console.processes import POLITE, python_command, running, wait
 from thinktwice.console.stages import StageBoard, seconds_text
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
 from thinktwice.console.terminal import console_here
 from thinktwice.errors import PipelineError
 from thinktwice.files import read_json
+from thinktwice.interrupts import interruptible
 from thinktwice.release.champion import read_champion, verify_archive
 
 WORK = Path(".thinktwice/demo")
@@ -59,7 +60,7 @@ def demo(
     if fresh:
         shutil.rmtree(work, ignore_errors=True)
     on_stop(NOTHING_HALF_WRITTEN)
-    with terminated_like_interrupted():
+    with interruptible():
         say(console, f"thinktwice demo on {dataset}; everything it writes is under {work}\n")
         code = _run_pipeline(dataset, work, state)
         if code != 0:
@@ -76,11 +77,9 @@ def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> int:
     if dataset == "sim":
         command += ["--limit", str(SIMULATED_ROWS)]
     # The pipeline draws its own stages on the same terminal.
-    process = start(command, environment={**os.environ, QUIET_STOP: "1"})
-    try:
+    # It stops its own runner first.
+    with running(command, environment={**os.environ, QUIET_STOP: "1"}, polite=2 * POLITE) as process:
         code = wait(process)
-    finally:
-        stop(process, polite=2 * POLITE)  # it stops its own runner first
     return code if code >= 0 else 1
 
 

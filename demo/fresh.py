@@ -18,7 +18,7 @@ from rich.console import Console
 from demo.answer import ranked
 from demo.question import NUM_SHOWN, Question
 from thinktwice.console.output import Column, Record, print_table, say
-from thinktwice.console.processes import python_command, start, stop, wait
+from thinktwice.console.processes import python_command, running, wait
 from thinktwice.data.instant.definition import definition_of
 from thinktwice.errors import DataError
 from thinktwice.parquet import read_schema, write_table
@@ -134,12 +134,8 @@ class EventFeed:
             *options,
         )
         log = self._folder / "import.log"
-        with log.open("ab") as output:
-            process = start(command, environment=os.environ, output=output)
-            try:
-                code = wait(process)
-            finally:
-                stop(process)
+        with log.open("ab") as output, running(command, environment=os.environ, output=output) as process:
+            code = wait(process)
         if code != 0:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise DataError(last[-1].removeprefix("thinktwice: ") if last else f"the feedback was not imported: {log}")

@@ -12,7 +12,7 @@ from subprocess import Popen
 from typing import Any
 
 from serving.cli import ask as ask_server
-from thinktwice.console.processes import python_command, start, stop
+from thinktwice.console.processes import python_command, running
 from thinktwice.errors import ServerError
 
 HOST = "127.0.0.1"
@@ -48,17 +48,10 @@ def serving(state_dir: Path, port: int, log: Path) -> Iterator[Popen[bytes]]:
         ServerError: the server ended before it was ready (with its own message), or took too long.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        process = start(
-            python_command("thinktwice", "serve", "--state", str(state_dir), "--port", str(port)),
-            environment=os.environ,
-            output=output,
-        )
-        try:
-            _wait_ready(process, log)
-            yield process
-        finally:
-            stop(process)
+    command = python_command("thinktwice", "serve", "--state", str(state_dir), "--port", str(port))
+    with log.open("wb") as output, running(command, environment=os.environ, output=output) as process:
+        _wait_ready(process, log)
+        yield process
 
 
 def _wait_ready(process: Popen[bytes], log: Path) -> None:

@@ -67,9 +67,9 @@ def run(
     from pipelines.check import checkpoints_place, continued_bundle
     from pipelines.run import run_local
     from pipelines.summary import print_summary
-    from thinktwice.console.processes import terminated_like_interrupted
     from thinktwice.console.stages import StageBoard
     from thinktwice.console.terminal import console_here
+    from thinktwice.interrupts import interruptible
 
     arguments = arguments_of(
         options,
@@ -80,7 +80,7 @@ def run(
     )
     console = console_here()
     on_stop(NOTHING_HALF_WRITTEN)
-    with terminated_like_interrupted(), StageBoard(console, TITLES) as board:
+    with interruptible(), StageBoard(console, TITLES) as board:
         result = run_local(arguments, work_dir=work, state_dir=state_folder(state, work), on_event=board.feed)
     print_summary(console, result)
 

@@ -24,7 +24,7 @@ from thinktwice import progress
 from thinktwice.console.events import EventTail
 from thinktwice.console.options import LAST_RUN
 from thinktwice.console.output import shown
-from thinktwice.console.processes import python_command, start, stop
+from thinktwice.console.processes import python_command, running
 from thinktwice.errors import PipelineError
 from thinktwice.files import full_disk_named, read_json, write_json
 from thinktwice.threads import thread_environment
@@ -105,15 +105,13 @@ def run_local(
         }
         tail, record = EventTail(progress_file), None
         with log.open("wb") as output:
-            process = start(
-                python_command("pipelines.local_runner", str(request_file)), environment=environment, output=output
-            )
+            command = python_command("pipelines.local_runner", str(request_file))
             try:
-                while process.poll() is None:
-                    record = _watched(tail, on_event) or record
-                    time.sleep(POLL)
+                with running(command, environment=environment, output=output) as process:
+                    while process.poll() is None:
+                        record = _watched(tail, on_event) or record
+                        time.sleep(POLL)
             finally:
-                stop(process)
                 shutil.rmtree(run_dir / "tmp", ignore_errors=True)
                 remove_unfinished(work_dir / "pipeline", since=start_time)
         record = _watched(tail, on_event) or record

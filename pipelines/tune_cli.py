@@ -9,9 +9,9 @@ import typer
 
 from thinktwice.console.options import WORK, Work
 from thinktwice.console.output import tell
-from thinktwice.console.processes import terminated_like_interrupted
 from thinktwice.console.stop import on_stop
 from thinktwice.errors import PipelineError
+from thinktwice.interrupts import interruptible
 
 if TYPE_CHECKING:
     from thinktwice.selection.study import TrialResult
@@ -53,7 +53,7 @@ def tune(
     folder = work / "tune" if state is None else state
     data, found = chosen_training(settings or [], recipe, backbone, work, training_set)
     on_stop("stopped; run it again to continue the search")
-    with terminated_like_interrupted():
+    with interruptible():
         result = search(data, out, folder, found, minutes=minutes, seed=seed, on_trial=_shown)
     tell(f"{len(result.trials)} trials; the best has validation logloss {result.best.loss:.5f}: {folder / PAGE}")
     typer.echo(str(out))

@@ -29,7 +29,7 @@ from thinktwice.choices import ChallengerMode
 from thinktwice.cli import QUIET_STOP
 from thinktwice.console.options import LAST_RUN
 from thinktwice.console.output import say, shown
-from thinktwice.console.processes import POLITE, python_command, start, stop, terminated_like_interrupted, wait
+from thinktwice.console.processes import POLITE, python_command, running, wait
 from thinktwice.console.stages import seconds_text
 from thinktwice.console.stop import on_stop
 from thinktwice.console.terminal import console_here
@@ -37,6 +37,7 @@ from thinktwice.data.simulator.config import SimConfig
 from thinktwice.errors import PipelineError, ServerError
 from thinktwice.experiment.outcomes import Window
 from thinktwice.files import read_json
+from thinktwice.interrupts import interruptible
 from thinktwice.release.challenger import Version, version_named, versions
 from thinktwice.release.champion import require_champion
 from thinktwice.release.rollout import ServedArm
@@ -100,7 +101,7 @@ def run_demo(
     on_stop("servers, gateway and feedback stopped")
     forget(work)
     ends: dict[Run, LookSeen] = {}
-    with terminated_like_interrupted(), ExitStack() as stack:
+    with interruptible(), ExitStack() as stack:
         say(console, f"thinktwice experiment demo; everything it writes is under {work}\n")
         if prepared is None:
             _write_and_train(settings, _challenger(runs, treatment))
@@ -162,11 +163,8 @@ def _train(settings: Demo, challenger: str) -> None:
     command += ["--work", str(settings.work), "--state", str(settings.state)]
     if challenger:
         command += ["--challenger", challenger]
-    process = start(command, environment={**os.environ, QUIET_STOP: "1"})
-    try:
+    with running(command, environment={**os.environ, QUIET_STOP: "1"}, polite=2 * POLITE) as process:
         code = wait(process)
-    finally:
-        stop(process, polite=2 * POLITE)
     if code != 0:
         raise PipelineError("the training failed for the reason above: remove it, and run the demo again")
     require_champion(settings.state, "--work")
@@ -219,17 +217,16 @@ def _imported(settings: Demo) -> Iterator[Callable[[], None]]:
     clean = read_json(settings.work / LAST_RUN)["tasks"]["validate"]["outputs"]["clean"]
     command = python_command("thinktwice", "feedback", "import", clean)
     command += ["--log", str(settings.events), "--state", str(settings.state)]
-    with log.open("wb") as output:
-        process = start(command, environment={**os.environ, QUIET_STOP: "1"}, output=output)
+    with (
+        log.open("wb") as output,
+        running(command, environment={**os.environ, QUIET_STOP: "1"}, output=output) as process,
+    ):
 
         def done() -> None:
             if wait(process) != 0:
                 raise ServerError(f"the training log was not taken as events: see {log}")
 
-        try:
-            yield done
-        finally:
-            stop(process)
+        yield done
 
 
 @contextmanager
@@ -238,20 +235,19 @@ def _feedback(settings: Demo, port: int) -> Iterator[str]:
     log = settings.work / "feedback.log"
     command = python_command("thinktwice", "feedback", "run", "--log", str(settings.events))
     command += ["--state", str(settings.state), "--port", str(port)]
-    with log.open("wb") as output:
-        process = start(command, environment={**os.environ, QUIET_STOP: "1"}, output=output)
-        try:
-            end = time.monotonic() + 60
-            while True:
-                lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-                if ready := [line for line in lines if line.startswith("ready ")]:
-                    break
-                if process.poll() is not None or time.monotonic() > end:
-                    raise ServerError(f"the feedback service did not start: see {log}")
-                time.sleep(0.1)
-            yield ready[0].removeprefix("ready ").strip()
-        finally:
-            stop(process)
+    with (
+        log.open("wb") as output,
+        running(command, environment={**os.environ, QUIET_STOP: "1"}, output=output) as process,
+    ):
+        end = time.monotonic() + 60
+        while True:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            if ready := [line for line in lines if line.startswith("ready ")]:
+                break
+            if process.poll() is not None or time.monotonic() > end:
+                raise ServerError(f"the feedback service did not start: see {log}")
+            time.sleep(0.1)
+        yield ready[0].removeprefix("ready ").strip()
 
 
 def _run(run: Run, settings: Demo, place: Place, crowd: Crowd, arm: ServedArm) -> LookSeen:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -27,14 +26,12 @@ from serving.local.processes import (
     LocalServer,
     Progress,
     check_port,
-    handlers,
-    signals_later,
-    sigterm_as_interrupt,
 )
 from thinktwice.errors import ServerError
 from thinktwice.experiment.bootstrap import ACCESS_LOG, bootstrap
 from thinktwice.experiment.door import PROBE_SOCKET, secret_files
 from thinktwice.files import atomic_file, read_json
+from thinktwice.interrupts import guarded, interruptible
 
 BOOTSTRAP, TOKEN, ENVOY_LOG = "bootstrap.json", "probe.token", "envoy.log"
 FLUSH_MS = 250  # of the access log, which a kill may lose
@@ -95,7 +92,7 @@ def running(
         ServerError: Envoy is missing, the port is in use, another gateway runs in the folder, or Envoy does not start.
         ExperimentError: the routes are refused, by our rules or by Envoy.
     """
-    with sigterm_as_interrupt():
+    with interruptible():
         envoy = find_envoy()
         listen = declared.file.listen
         if listen.host == HOST:
@@ -113,19 +110,13 @@ def running(
             for name, text in ((TOKEN, token), (BOOTSTRAP, bootstrap_text(declared.file, token))):
                 with atomic_file(folder / name, mode=0o600) as temporary:
                     temporary.write_text(text, encoding="utf-8")
-            gateway: Gateway | None = None
-            try:
-                with signals_later():  # an interrupt between starting the child and assigning it would orphan it
-                    gateway = _launch(envoy, declared.file, folder)
+            with guarded(lambda: _launch(envoy, declared.file, folder), stop) as gateway:
                 _wait_until_ready(gateway, limit, progress)
                 if declared.file.tls is not None:
                     check_handshake(declared.file.listen, gateway.log)
                 progress("asking every arm")
                 gateway.probes = probe_arms(declared, folder, token)
                 yield gateway
-            finally:
-                if gateway is not None:
-                    stop(gateway)
 
 
 def bootstrap_text(file: GatewayFile, token: str) -> str:
@@ -157,21 +148,20 @@ def probe_token(declared: Declared, folder: Path) -> str:
 
 
 def stop(gateway: Gateway, limit: float = STOP_LIMIT) -> None:
-    """Accept no new connections, wait for requests in progress, stop Envoy. A second Ctrl-C does not interrupt it."""
-    with handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
-        if gateway.process.poll() is None:
-            with suppress(OSError):
-                gateway.admin.drain()
-                end = time.monotonic() + DRAIN_LIMIT
-                while gateway.admin.stats().get("http.in.downstream_rq_active", 0) and time.monotonic() < end:
-                    time.sleep(0.05)
-        if gateway.process.stdin is not None:
-            gateway.process.stdin.close()  # the launcher stops Envoy and exits
-        try:
-            gateway.process.wait(limit + 5)
-        except subprocess.TimeoutExpired:
-            gateway.process.kill()
-            gateway.process.wait(5.0)
+    """Accept no new connections, wait for requests in progress, stop Envoy."""
+    if gateway.process.poll() is None:
+        with suppress(OSError):
+            gateway.admin.drain()
+            end = time.monotonic() + DRAIN_LIMIT
+            while gateway.admin.stats().get("http.in.downstream_rq_active", 0) and time.monotonic() < end:
+                time.sleep(0.05)
+    if gateway.process.stdin is not None:
+        gateway.process.stdin.close()  # the launcher stops Envoy and exits
+    try:
+        gateway.process.wait(limit + 5)
+    except subprocess.TimeoutExpired:
+        gateway.process.kill()
+        gateway.process.wait(5.0)
 
 
 def _launch(envoy: Path, file: GatewayFile, folder: Path) -> Gateway:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,13 +20,11 @@ from serving.local.processes import (
     LocalServer,
     Progress,
     check_port,
-    handlers,
     scored,
-    signals_later,
-    sigterm_as_interrupt,
     start_child,
 )
 from thinktwice.errors import ServerError
+from thinktwice.interrupts import guarded, interruptible
 
 
 @dataclass
@@ -68,43 +65,38 @@ def running(
     Raises:
         ServerError: the port is in use, or the model does not start.
     """
-    with sigterm_as_interrupt():
+    with interruptible():
         check_port(port)
-        server: KServe | None = None
         scratch = tempfile.TemporaryDirectory(prefix="thinktwice-settings-")
         try:
             variables = dict(environment or {})
             if config is not None:
                 variables[VARIABLE] = str(Path(scratch.name) / "serving.yaml")
                 Path(variables[VARIABLE]).write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
-            with signals_later():  # an interrupt between starting the child and assigning it would orphan it
-                server = _launch(bundle, feature_store, port, log, variables)
-            start = time.monotonic()
-            while not scored(server.predict_url):
-                server.check()
-                if (elapsed := time.monotonic() - start) > limit:
-                    raise ServerError(f"the predictor did not score within {limit:.0f} seconds: see {log}")
-                progress(f"the predictor loads the model ({elapsed:.0f} s)")
-                time.sleep(0.1)
-            server.seconds_to_ready = time.monotonic() - start
-            yield server
+            with guarded(lambda: _launch(bundle, feature_store, port, log, variables), stop) as server:
+                start = time.monotonic()
+                while not scored(server.predict_url):
+                    server.check()
+                    if (elapsed := time.monotonic() - start) > limit:
+                        raise ServerError(f"the predictor did not score within {limit:.0f} seconds: see {log}")
+                    progress(f"the predictor loads the model ({elapsed:.0f} s)")
+                    time.sleep(0.1)
+                server.seconds_to_ready = time.monotonic() - start
+                yield server
         finally:
-            if server is not None:
-                stop(server)
             scratch.cleanup()
 
 
 def stop(server: KServe, limit: float = STOP_LIMIT) -> None:
     """Stop the server gracefully, or kill it after ``limit`` seconds."""
-    with handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
-        server.process.terminate()
-        try:
-            server.process.wait(limit)
-        except subprocess.TimeoutExpired:
-            server.process.kill()
-            server.process.wait(5.0)
-        if server.process.stdin is not None:
-            server.process.stdin.close()
+    server.process.terminate()
+    try:
+        server.process.wait(limit)
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        server.process.wait(5.0)
+    if server.process.stdin is not None:
+        server.process.stdin.close()
 
 
 def _launch(bundle: Path, store: Path | None, port: int, log: Path, variables: dict[str, str]) -> KServe:

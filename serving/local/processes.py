@@ -5,12 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import signal
 import socket
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -137,42 +136,3 @@ def send_signal(process: psutil.Process, number: int) -> None:
     """Send a signal to a process that may have ended already."""
     with suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-
-
-@contextmanager
-def handlers(handler: Callable[[int, object], None] | signal.Handlers, *numbers: int) -> Iterator[None]:
-    """Set signal handlers for the block. Does nothing in a thread other than the main one, where Python cannot set them and no signal arrives."""
-    try:
-        replaced = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:
-        replaced = {}
-    try:
-        yield
-    finally:
-        for number, previous in replaced.items():
-            signal.signal(number, signal.SIG_DFL if previous is None else previous)
-
-
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Make SIGTERM unwind the stack as Ctrl-C does, so that every ``finally`` runs.
-
-    SIGINT is set too: a shell starts background jobs with SIGINT ignored, and Python keeps that.
-    """
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    with handlers(interrupt, signal.SIGINT, signal.SIGTERM):
-        yield
-
-
-@contextmanager
-def signals_later() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM until the end of the block."""
-    received: list[int] = []
-    # Not SIG_IGN: a child inherits it, and Java would ignore the signals.
-    with handlers(lambda number, frame: received.append(number), signal.SIGINT, signal.SIGTERM):
-        yield
-    if received:
-        raise KeyboardInterrupt

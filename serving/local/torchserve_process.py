@@ -34,14 +34,12 @@ from serving.local.processes import (
     alive,
     check_port,
     free_ports,
-    handlers,
     scored,
     send_signal,
-    signals_later,
-    sigterm_as_interrupt,
     start_child,
 )
 from thinktwice.errors import ServerError
+from thinktwice.interrupts import guarded, interruptible
 from thinktwice.release.archive import HANDLER, MODEL_NAME
 from thinktwice.release.release import Staged, stage
 from thinktwice.release.signing import trusted_keys
@@ -102,27 +100,24 @@ def running(
         ServerError: Java is missing, the port is in use, the archive is missing, or the worker does not start.
         BundleError: the archive or its release is refused.
     """
-    with sigterm_as_interrupt():
+    with interruptible():
         if not archive.is_file():
             raise ServerError(f"model archive {archive} does not exist: run the pipeline to package and deploy a model")
         check_port(port)
         java_home = find_java()
         work = _work_folder()
-        server: TorchServe | None = None
         try:
             config = config or load_config()
             (work / "models").mkdir()
             model = stage(
                 archive, feature_store, work / "models" / MODEL_NAME, config.release, trusted_keys(), handler=handler
             )
-            with signals_later():  # an interrupt between starting the child and assigning it would orphan it
-                server = _launch(model, port, log, java_home, work, config, own_worker=handler == HANDLER)
-            _wait_until_scored(server, limit, progress)
-            _remember_processes(server)  # the workers would lose their parent if Java died
-            yield server
+            own = handler == HANDLER
+            with guarded(lambda: _launch(model, port, log, java_home, work, config, own_worker=own), stop) as server:
+                _wait_until_scored(server, limit, progress)
+                _remember_processes(server)  # the workers would lose their parent if Java died
+                yield server
         finally:
-            if server is not None:
-                stop(server)
             shutil.rmtree(work, ignore_errors=True)
 
 
@@ -136,27 +131,26 @@ def _work_folder() -> Path:
 
 
 def stop(server: TorchServe, limit: float = STOP_LIMIT) -> None:
-    """Stop the server and wait until Java and all workers have ended. A second Ctrl-C does not interrupt it.
+    """Stop the server and wait until Java and all workers have ended.
 
     Java closes the connections of queued and running requests, so they are finished first: until the queue is empty and the only
     worker has answered a request that was sent after all of them.
     """
-    with handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
-        _remember_processes(server)
-        end = time.monotonic() + limit
-        while _pending(server) and time.monotonic() < end:
-            time.sleep(0.05)
-        scored(server.predict_url, limit=max(1.0, end - time.monotonic()))
-        # The launcher ends by itself when Java, its only child, has ended, and Java ends its workers.
-        for process in server.known[1:2]:
-            send_signal(process, signal.SIGTERM)
-        if not _wait_gone(server, limit):
-            for process in server.known:
-                send_signal(process, signal.SIGKILL)
-            server.process.kill()
-            _wait_gone(server, 5.0)
-        if server.process.stdin is not None:
-            server.process.stdin.close()
+    _remember_processes(server)
+    end = time.monotonic() + limit
+    while _pending(server) and time.monotonic() < end:
+        time.sleep(0.05)
+    scored(server.predict_url, limit=max(1.0, end - time.monotonic()))
+    # The launcher ends by itself when Java, its only child, has ended, and Java ends its workers.
+    for process in server.known[1:2]:
+        send_signal(process, signal.SIGTERM)
+    if not _wait_gone(server, limit):
+        for process in server.known:
+            send_signal(process, signal.SIGKILL)
+        server.process.kill()
+        _wait_gone(server, 5.0)
+    if server.process.stdin is not None:
+        server.process.stdin.close()
 
 
 def configuration(

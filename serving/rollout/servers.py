@@ -17,11 +17,12 @@ from serving.gateway.file import load_gateway
 from serving.gateway.process import Gateway, probe_token, running
 from serving.gateway.reload import lock, reload
 from serving.local import kserve_process, torchserve_process
-from serving.local.processes import HOST, LocalServer, free_ports, sigterm_as_interrupt
+from serving.local.processes import HOST, LocalServer, free_ports
 from thinktwice.errors import ExperimentError, ServerError
 from thinktwice.experiment.file import CONTROL
 from thinktwice.files import atomic_file
 from thinktwice.hashing import FileEntry
+from thinktwice.interrupts import Interrupts, interruptible
 from thinktwice.release.archive import ARCHIVE_FILE
 from thinktwice.release.feature_store import FEATURE_STORE, ONLINE_FILE, PUSHED
 from thinktwice.release.release import Release, ReleasePolicy, read_release
@@ -127,12 +128,13 @@ class ArmServers:
         self._followed: LocalArms | None = None
         self._coverage: tuple[bytes, ...] = ()
         self._stack = ExitStack()
+        self._interrupts = Interrupts()
         self.gateway: Gateway | None = None
 
     def __enter__(self) -> ArmServers:
         try:
             find_envoy()
-            self._stack.enter_context(sigterm_as_interrupt())
+            self._interrupts = self._stack.enter_context(interruptible())
             self.folder.mkdir(parents=True, exist_ok=True)
             name = f"the arms of {self.folder} are served already: stop that process, or set another --work"
             self._stack.enter_context(lock(self.folder / "servers.lock", name))
@@ -278,6 +280,7 @@ class ArmServers:
         self.gateway = self._stack.enter_context(running(declared, self.folder / GATEWAY, progress=self._progress))
 
     def _close(self) -> None:
+        self._interrupts.held += 1
         self._stack.close()  # the gateway first: it finishes requests
         for server in (*self._servers.values(), *self._prepared.values()):
             self._end(server)

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
+
+from thinktwice.interrupts import guarded
 
 POLITE = 30.0  # seconds to wait after SIGINT
 FORCE = ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))  # seconds to wait after each
@@ -32,6 +34,19 @@ def start(
         stdout=output,
         stderr=subprocess.STDOUT if output is not None else None,
         start_new_session=True,
+    )
+
+
+def running(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    output: IO[bytes] | None = None,
+    polite: float = POLITE,
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """A process that runs for the block, see `start`. At the end its whole group is stopped, see `stop`."""
+    return guarded(
+        lambda: start(command, environment=environment, output=output), lambda process: stop(process, polite)
     )
 
 
@@ -63,43 +78,14 @@ def stop(process: subprocess.Popen[bytes], polite: float = POLITE) -> None:
 
     A process that stops its own children in this way needs more than `POLITE`, or they would be orphaned.
     """
-    with uninterrupted():
-        for how, seconds in ((signal.SIGINT, polite), *FORCE):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, how)
-            deadline = time.monotonic() + seconds
-            while time.monotonic() < deadline:
-                if process.poll() is not None and not group_alive(process.pid):
-                    return
-                time.sleep(POLL)
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM within this context, so that a second one does not leave a half-stopped group behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Make SIGTERM end this process as cleanly as Ctrl-C (schedulers and CI send it on a timeout)."""
-
-    def handler(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    for how, seconds in ((signal.SIGINT, polite), *FORCE):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if process.poll() is not None and not group_alive(process.pid):
+                return
+            time.sleep(POLL)
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
