@@ -21,6 +21,7 @@ from thinktwice.models.backends import (
     choose,
     choose_backend,
     folded,
+    lookup,
     onnx,
     open_backend,
     parity_of,
@@ -32,6 +33,7 @@ from thinktwice.models.backends.backend import random_rows
 from thinktwice.models.backends.folded import Folded, can_fold
 from thinktwice.models.backends.lower import BFloat16
 from thinktwice.models.blocks import SIZES, blocks_of
+from thinktwice.models.sequences import MeanPooling
 
 ROWS = 150
 FOLDED = ("lr", "fm", "deepfm")
@@ -144,6 +146,53 @@ def test_a_shared_user_changes_no_bit(kind: str, number: int, exported: dict[str
     assert torch.equal(backend.logits(backend.read(shared)), backend.logits(backend.read(repeated)))
 
 
+class Doubled(MeanPooling):
+    """A sequence encoder of a backbone of your own."""
+
+    def forward(self, batch: Batch, columns: Tensor, table: Tensor, *, sparse: bool) -> Tensor:
+        return 2.0 * super().forward(batch, columns, table, sparse=sparse)
+
+
+@pytest.mark.parametrize("kind", ["copied", "too large to copy", "of your own", "shared by all rows"])
+@pytest.mark.parametrize("name", ["deepfm", "din"])
+@torch.inference_mode()
+def test_a_lookup_gives_the_field_vectors_of_the_embedding(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained(name)
+    table, batch = gate(model), random_rows(model, ROWS)
+    if kind == "too large to copy":
+        monkeypatch.setattr(lookup, "MAX_POOLED_BYTES", 0)
+    if kind == "of your own":
+        model.embedding.sequences[0] = Doubled(model.fields, model.fields.sequences[0])
+    if kind == "shared by all rows":
+        one = batch.select(slice(0, 1))
+        sequences, vectors, weights = (
+            {k: v.expand(ROWS, -1) for k, v in part.items()} for part in (one.sequences, one.vectors, one.weights)
+        )
+        batch = Batch(batch.ids, sequences, vectors, batch.counters, weights)
+    (found,) = BFloat16(model, table, model.fill()).read(batch)
+    torch.testing.assert_close(found, model.embed(batch, table), rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_file_without_the_head_still_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions exported the trunk alone."""
+    from onnx import load, save
+
+    class Trunk(onnx._Whole):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model.trunk(x)
+
+    model = trained("dcnv2")
+    monkeypatch.setattr(onnx, "_Whole", Trunk)
+    onnx.export(model, tmp_path)
+    file = load(tmp_path / "backend.onnx")
+    file.graph.output[0].name = next(n for n in file.graph.node if n.output[0] == "logit").output[0] = "trunk"
+    save(file, tmp_path / "backend.onnx")
+    assert parity_of(onnx.load(tmp_path)(model, None, model.fill())).holds
+
+
 @torch.inference_mode()
 def test_folding_needs_no_sequences() -> None:
     model = trained("deepfm", PLAIN)
@@ -207,19 +256,20 @@ def test_the_first_backend_with_the_right_scores_is_chosen() -> None:
     ("name", "hidden", "values", "with_instructions", "without"),
     [
         ("deepfm", (128, 64), 3_000, ("folded",), ("folded",)),
-        ("deepfm", (400, 400, 400), 200_000, ("bfloat16",), ()),  # its table is too large to fold
-        ("deepfm", (16,), 2_000_000, (), ()),  # and its trunk too small for bfloat16
-        ("dcnv2", (128, 64), 3_000, (), ()),
-        ("dcnv2", (400, 400, 400), 3_000, ("bfloat16",), ()),
+        ("deepfm", (400, 400, 400), 200_000, ("bfloat16", "onnx"), ("onnx",)),  # its table is too large to fold
+        ("deepfm", (16,), 2_000_000, ("onnx",), ("onnx",)),  # and its trunk too small for bfloat16
+        ("dcnv2", (128, 64), 3_000, ("onnx",), ("onnx",)),
+        ("dcnv2", (400, 400, 400), 3_000, ("bfloat16", "onnx"), ("onnx",)),
         ("autoint", (128, 64), 3_000, ("onnx",), ("onnx",)),
         ("autoint", (400, 400, 400), 3_000, ("onnx",), ("onnx",)),
         ("masknet", (128, 64), 3_000, ("onnx",), ("onnx",)),
         ("finalmlp", (128, 64), 3_000, ("onnx",), ("onnx",)),
         ("lr", (128, 64), 3_000, ("folded",), ("folded",)),
         ("fm", (128, 64), 3_000, ("folded",), ("folded",)),
-        ("fm", (128, 64), 20_000_000, (), ()),  # its table is too large to fold
-        ("din", (128, 64), 3_000, (), ()),
-        ("din", (400, 400, 400), 3_000, ("bfloat16",), ()),
+        ("fm", (128, 64), 20_000_000, ("onnx",), ("onnx",)),  # its table is too large to fold
+        ("din", (128, 64), 3_000, ("onnx",), ("onnx",)),
+        ("din", (400, 400, 400), 3_000, ("bfloat16", "onnx"), ("onnx",)),
+        ("hstu", (128, 64), 3_000, ("onnx",), ("onnx",)),
     ],
 )
 def test_what_suits_a_model_follows_from_its_size(
@@ -273,13 +323,7 @@ def test_a_choice_comes_back_from_disk(name: str, tmp_path: Path) -> None:
     backend = open_backend(tmp_path)(model, None, model.fill())
     assert backend.name == choice.name
     assert (tmp_path / "backend.onnx").is_file() == (choice.name == "onnx")
-    assert (
-        choice.name == "folded"
-        if name in FOLDED
-        else "onnx"
-        if name in ("autoint", "masknet", "finalmlp", "hstu")
-        else "eager"
-    )
+    assert choice.name == ("folded" if name in FOLDED else "onnx")
     assert read_json(tmp_path / "backend.json") == {"backend": choice.name}
     assert parity_of(backend).holds
 

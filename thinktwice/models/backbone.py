@@ -69,7 +69,7 @@ class Backbone(nn.Module, ABC):
     """
 
     config_class: ClassVar[type[BackboneConfig]] = BackboneConfig
-    many_small_operations: ClassVar[bool] = False  # ONNX Runtime, which fuses them, is then tried for serving
+    many_small_operations: ClassVar[bool] = False  # ONNX Runtime then serves it even where wide layers suit bfloat16
     hidden_width: int  # H
 
     def __init__(self, config: BackboneConfig, fields: FieldSpace) -> None:

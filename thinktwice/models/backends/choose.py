@@ -65,9 +65,9 @@ def suitable(model: Backbone, *, bfloat16: bool) -> tuple[str, ...]:
     """
     if can_fold(model):
         return ("folded",)
-    if model.many_small_operations:
-        return ("onnx",)
-    return ("bfloat16",) if bfloat16 and multiplications(model) >= WIDE else ()
+    if bfloat16 and multiplications(model) >= WIDE and not model.many_small_operations:
+        return ("bfloat16", "onnx")
+    return ("onnx",)
 
 
 def multiplications(model: Backbone) -> int:

@@ -9,17 +9,15 @@ of D.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from thinktwice.data.encoded import Batch
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends.backend import Backend, State
-from thinktwice.models.blocks import in_blocks
+from thinktwice.models.backends.lookup import OtherFields, aligned, sums
 from thinktwice.models.deepfm import DeepFM
-from thinktwice.models.embedding import FieldEmbedding
 from thinktwice.models.fm import FM
 from thinktwice.models.lr import LR
 from thinktwice.models.sequences import ListPooling, MeanPooling
@@ -43,7 +41,7 @@ class Folded(Backend):
         self._total_width = _total_width(model)
         self._deeper = [(layer.bias, layer.weight.t().contiguous()) for layer in deeper]
         columns = len(model.fields.num_values)
-        self._offsets = model.embedding.offsets
+        self._offsets = model.embedding.offsets.numpy()
         self._fill_index = model.fields.num_rows + torch.arange(columns)
         self._table = torch.zeros(model.fields.num_rows + columns, self._total_width)
         values, used = model.embedding.table if table is None else table, self._width + self._pairs + 1
@@ -59,37 +57,28 @@ class Folded(Backend):
         self._table[model.fields.num_rows, :used] += bias
         self._out = model.out.weight.t().contiguous() if isinstance(model, DeepFM) else torch.zeros(0, 1)
         self._half = torch.full((self._pairs, 1), 0.5)
-        self._pooling = [_Pooling.of(model.embedding, position) for position in range(len(model.fields.sequences))]
-        self._counted = None if model.fields.counters is None else _Counted.of(model.embedding)
+        self._others = OtherFields(model.embedding, MAX_BYTES)
+        self._number = (model.num_fields - columns) * (model.dim + 1)
         self._lists = self._fold_lists()
 
     def read(self, batch: Batch) -> State:
-        fields = self.model.fields
-        index = batch.ids + self._offsets
-        lists = [*(batch.sequences[n] for n in fields.sequences), *(batch.vectors[n] for n in fields.vectors)]
-        lists += [batch.weights[n] for n in fields.weighted]
-        if not lists and fields.counters is None:
+        index = torch.from_numpy(batch.ids.numpy() + self._offsets)
+        if not self._number:
             return (index,)
-        x = None
-        if lists and all(block.stride(0) == 0 for block in lists):  # one user, many items
-            x = in_blocks(self._read_lists, *(block[:1] for block in lists), sizes=self.sizes)
-        elif lists:
-            x = in_blocks(self._read_lists, *lists, sizes=self.sizes)
-        if fields.counters is not None:
-            counters = batch.counters
-            if counters is None:
-                counters = torch.full((1, 1), torch.nan).expand(len(batch), len(fields.counters.means))
-            assert self._counted is not None
-            counted = in_blocks(self._counted, counters, sizes=self.sizes)
-            x = counted if x is None else torch.cat([x.expand(len(batch), -1), counted], dim=1)
-        assert x is not None
-        return index, torch.cat([x, x * x], dim=1).expand(len(batch), -1)
+        parts = self._others(batch, batch.ids, self.sizes)
+        lists, start = np.empty((max(map(len, parts)), 2 * self._number), np.float32), 0
+        for part in parts:
+            lists[:, start : start + part.shape[1]] = part
+            start += part.shape[1]
+        np.square(lists[:, :start], out=lists[:, start:])
+        found = torch.from_numpy(lists)
+        return index, found if len(lists) == len(index) else found.expand(len(index), -1)
 
     def score(self, state: State, kept: Tensor | None = None) -> Tensor:
         index = state[0]
         if kept is not None:
             index = torch.where(kept[:, : index.shape[1]], index, self._fill_index)
-        total = _sums(self._table, index)  # [B, W]
+        total = sums(self._table, index)  # [B, W]
         for lists in state[1:]:
             total.addmm_(lists, self._lists)
         last = self._width + self._pairs
@@ -103,17 +92,6 @@ class Folded(Backend):
             pooled = total[:, self._width : last]
             z = torch.addmm(z, pooled * pooled, self._half)
         return z[:, 0]
-
-    def _read_lists(self, *lists: Tensor) -> Tensor:
-        """Vectors of the sequences and vectors of a block of rows, side by side."""
-        fields = self.model.fields
-        weights = dict(zip(fields.weighted, lists[len(fields.sequences) + len(fields.vectors) :], strict=True))
-        sequences = zip(self._pooling, fields.sequences, lists, strict=False)
-        parts = [pool(index, weights.get(name)) for pool, name, index in sequences]
-        if vectors := fields.vectors:
-            named = dict(zip(vectors, lists[len(parts) : len(parts) + len(vectors)], strict=True))
-            parts += [vector[:, 0] for vector in self.model.embedding.projected(named)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _fold_lists(self) -> Tensor:
         """Weights [2 * (N - C) * D, W] from the vectors of the other fields, and their squares, to their contribution."""
@@ -144,86 +122,6 @@ class Folded(Backend):
         return torch.cat([*parts, embedding, square], dim=1)
 
 
-@dataclass(frozen=True)
-class _Pooling:
-    """The mean of the known values of one sequence, weighted if it has weights, or ``fill`` [D] without any; ``table`` [values, at
-    least D + 1] is zero at padding and has a column of ones that counts the values."""
-
-    table: Tensor
-    fill: Tensor
-
-    @staticmethod
-    def of(embedding: FieldEmbedding, position: int) -> _Pooling:
-        encoder = embedding.sequences[position]
-        if isinstance(encoder, ListPooling):
-            values: Tensor = encoder.values
-        else:
-            assert isinstance(encoder, MeanPooling)
-            values = embedding.table[encoder.first_row : encoder.first_row + encoder.num_values]
-        width = embedding.table.shape[1]
-        table = torch.zeros(len(values), _aligned(width + 1))
-        table[1:, :width] = values[1:]
-        table[1:, width] = 1.0
-        return _Pooling(table, embedding.extra_fill[position])
-
-    def __call__(self, index: Tensor, weights: Tensor | None = None) -> Tensor:
-        """[B, D] of index [B, L] and the weights [B, L] of the values."""
-        total = _sums(self.table, index, weights)
-        width = len(self.fill)
-        count = total[:, width : width + 1]
-        return torch.where(count > 0, total[:, :width] / count, self.fill)
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """Vectors of all groups of K counters in one product, side by side, G * D numbers: :meth:`FieldEmbedding.counted` with the
-    layers in one matrix ``weight`` [2 K, G * D]. ``members`` [K, G * D] counts the unknown counters of a group, which has
-    its ``fill`` [G * D] if these are all of its ``sizes`` [G * D]."""
-
-    scale: nn.Module
-    weight: Tensor
-    bias: Tensor
-    members: Tensor
-    sizes: Tensor
-    fill: Tensor
-
-    @staticmethod
-    def of(embedding: FieldEmbedding) -> _Counted:
-        fields, layers = embedding.fields, [layer for layer in embedding.counters if isinstance(layer, nn.Linear)]
-        assert fields.counters is not None and embedding.scale is not None
-        number, width = len(fields.counters.means), embedding.table.shape[1]
-        weight = torch.zeros(2, number, len(layers), width)
-        members, sizes = torch.zeros(number, len(layers), width), torch.zeros(len(layers), width)
-        for position, (group, layer) in enumerate(zip(fields.counter_groups, layers, strict=True)):
-            columns = torch.tensor(group.columns)
-            weight[:, columns, position] = layer.weight.t().view(2, len(columns), width)
-            members[columns, position], sizes[position] = 1.0, float(len(columns))
-        bias = torch.cat([layer.bias for layer in layers])
-        fill = embedding.extra_fill[-len(layers) :].reshape(-1)
-        shapes = (weight.view(2 * number, -1), bias, members.view(number, -1), sizes.view(-1), fill)
-        return _Counted(embedding.scale, *shapes)
-
-    def __call__(self, counters: Tensor) -> Tensor:
-        """[B, G * D] of counters [B, K]."""
-        values, unknown = self.scale(counters)
-        missing = unknown.to(values.dtype)
-        vectors = torch.addmm(self.bias, torch.cat([values, missing], dim=1), self.weight)
-        return torch.where(missing @ self.members == self.sizes, self.fill, vectors)
-
-
-def _sums(table: Tensor, index: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Sums [B, W] of the rows of table [rows, W] at index [B, C], each times its weight; the bare operation, without the checks of its
-    wrapper."""
-    starts = torch.arange(0, index.numel(), index.shape[1])
-    factors = None if weights is None else weights.reshape(-1)
-    return torch.embedding_bag(table, index.reshape(-1), starts, False, 0, False, factors)[0]
-
-
-def _aligned(width: int) -> int:
-    """``width`` rounded up to whole cache lines: such rows are summed in half the time."""
-    return -(-width // 16) * 16
-
-
 def _layers(model: Backbone) -> tuple[nn.Linear | None, list[nn.Linear]]:
     """The first layer of the MLP, which is folded, and the others; none for a model without an MLP."""
     if not isinstance(model, DeepFM):
@@ -235,7 +133,7 @@ def _layers(model: Backbone) -> tuple[nn.Linear | None, list[nn.Linear]]:
 def _total_width(model: Backbone) -> int:
     """Numbers per value in the folded table."""
     first, _ = _layers(model)
-    return _aligned((0 if first is None else first.out_features) + (0 if isinstance(model, LR) else model.dim) + 1)
+    return aligned((0 if first is None else first.out_features) + (0 if isinstance(model, LR) else model.dim) + 1)
 
 
 def can_fold(model: Backbone) -> bool:

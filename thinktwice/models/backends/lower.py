@@ -10,11 +10,11 @@ import copy
 from torch import Tensor, nn
 
 from thinktwice.models.backbone import Backbone
-from thinktwice.models.backends.backend import Embedded
+from thinktwice.models.backends.lookup import Prepared
 from thinktwice.models.embedding import FieldEmbedding
 
 
-class BFloat16(Embedded):
+class BFloat16(Prepared):
     """Eager torch with linear layers in bfloat16."""
 
     name = "bfloat16"

@@ -1,28 +1,30 @@
-"""The trunk in ONNX Runtime: exported once when the model is packaged, run with one thread.
+"""Trunk and head in ONNX Runtime: exported once when the model is packaged, run with one thread.
 
-The file contains the trunk, from field vectors [rows, N, D] to hidden states [rows, H]. Lookups stay in torch, so that one file
-works with any gate. So do the head and the sum of first-order weights: ONNX Runtime adds both in an order that depends on the
-row's position in the batch.
+The file maps field vectors [rows, N, D] to logits [rows]. Lookups stay outside, so that one file works with any gate. What
+ONNX Runtime would add in an order that depends on the row's position in the batch is exported as a wider product.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_file
 from thinktwice.models.backbone import Backbone
-from thinktwice.models.backends.backend import Embedded, MakeBackend
+from thinktwice.models.backends.backend import MakeBackend
+from thinktwice.models.backends.lookup import Prepared
 
 ONNX_FILE = "backend.onnx"
-
+COLUMNS = 16  # of a product that every row adds in the same order
 
 #: Operators that trunks use. No control flow, which may not terminate, and no operators of other libraries.
 OPERATORS = frozenset(
@@ -55,7 +57,7 @@ OPERATORS = frozenset(
 )
 
 
-class Onnx(Embedded):
+class Onnx(Prepared):
     """ONNX Runtime in float32.
 
     Args:
@@ -67,24 +69,63 @@ class Onnx(Embedded):
     def __init__(self, model: Backbone, table: Tensor | None, fill: Tensor, session: Any) -> None:
         super().__init__(model, table, fill)
         self._session = session
+        self._whole = session.get_outputs()[0].name == "logit"  # else a file of an older version, without the head
 
     def dense(self, x: Tensor) -> Tensor:
         try:
-            (hidden,) = self._session.run(None, {"x": x.contiguous().numpy()})
+            (found,) = self._session.run(None, {"x": x.contiguous().numpy()})
         except Exception as error:  # its own exception classes share no base
             raise BundleError(f"{ONNX_FILE} cannot be computed ({reason(error)}): package the model again") from error
-        out = torch.from_numpy(hidden)
+        out = torch.from_numpy(found)
+        if self._whole:
+            return out
         out[:, -1] = x[..., -1].sum(dim=1)  # every trunk ends with this sum
         return self.model.head(out)
 
 
-class _Trunk(nn.Module):
+class _Whole(nn.Module):
     def __init__(self, model: Backbone) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model.trunk(x)
+        with _Products():
+            return self.model.score(x)[:, 0]
+
+
+class _Products(TorchFunctionMode):
+    """Replaces what ONNX Runtime adds in an order that depends on the row's position, by products with enough columns for the
+    kernel of large products: sums over the last axis and layers with one output."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function in (Tensor.sum, torch.sum):
+            return _sum(*args, **(kwargs or {}))
+        if function is F.linear:
+            return _linear(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _sum(x: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = False, **dtype: Any) -> Tensor:
+    if dim is None or dtype:
+        return x.sum(dim, keepdim, **dtype)
+    dims = sorted(d % x.dim() for d in ((dim,) if isinstance(dim, int) else dim))
+    if x.dim() - 1 not in dims:
+        return x.sum(dims, keepdim)
+    rest = [d for d in range(x.dim()) if d not in dims]
+    last = x.permute(*rest, *dims).flatten(len(rest))
+    total = (last @ torch.ones(last.shape[-1], COLUMNS))[..., 0]
+    for d in dims if keepdim else ():
+        total = total.unsqueeze(d)
+    return total
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if len(weight) > 1:
+        return F.linear(x, weight, bias)
+    wide = F.linear(x, torch.cat([weight] * COLUMNS))[..., :1]
+    return wide if bias is None else wide + bias
 
 
 def export(model: Backbone, folder: Path | str) -> None:
@@ -101,9 +142,10 @@ def export(model: Backbone, folder: Path | str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Trunk(model).eval(),
+            _Whole(model).eval(),
             (example,),
             input_names=["x"],
+            output_names=["logit"],
             dynamic_shapes={"x": {0: torch.export.Dim("rows", min=1)}},
             dynamo=True,
             verbose=False,
