@@ -26,6 +26,7 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
         _quality(result, name, drawn),
         _recipe(result),
         _pretraining(result, name, drawn),
+        _unknown(result),
         _days(result),
         _roof(result),
     ]
@@ -155,6 +156,41 @@ def _pretraining(result: dict[str, Any], name: str, drawn: dict[str, str]) -> st
             f"One behaviour of a sequence restored per row and step, against {b['restored']:g}: AUC {change(b['auc'])}, "
             f"{b['auc']['seeds']} seeds, × {b['cpu_ratio']:.2f} of the CPU time of pre-training.",
         ]
+    return "\n".join(out)
+
+
+def _unknown(result: dict[str, Any]) -> str:
+    if not result["unknown"]:
+        return ""
+    out = [
+        "## The vector of unknown users and items",
+        "",
+        "The first candidate of the recipe `default`, eight epochs at most, with different ways to come to a vector for users and items that are not in",
+        "the training rows. *none*: no value is made unknown in training, and L2 moves their vectors to 0. *share*: of values, of users and of items,",
+        "made unknown at random. *rare* and *new in earlier blocks*: in a quarter of the rows, ids that were rare or absent in the blocks of time",
+        "before. *mean* and *fields* are set after the training of *none*: the mean vector of the known users or items, or a regression on their other",
+        "fields. Differences from *none*, overall and on slices of the test rows.",
+    ]
+    for t in result["unknown"].values():
+        slices = list(dict.fromkeys(title for row in t["rows"] for title in row["over_none"]))
+        titles = [title if title == "all" else f"{title} ({t['shares'][title]:.1%})" for title in slices]
+        out += [
+            "",
+            f"### {t['words']}",
+            "",
+            "| handling | seeds | AUC | logloss | validation logloss | "
+            + " | ".join(f"{title}: AUC | logloss" for title in titles)
+            + " | CPU s |",
+            "| --- | --- | --- | --- | --- |" + " --- | --- |" * len(slices) + " --- |",
+        ]
+        for r in t["rows"]:
+            over = [r["over_none"].get(title) for title in slices]
+            cells = ["–" if o is None else change(o[key]) for o in over for key in ("auc", "logloss")]
+            out.append(
+                f"| {r['handling']} | {r['seeds']} | {r['auc']:.4f} | {r['logloss']:.4f} | {r['valid_logloss']:.5f} | "
+                + " | ".join(cells)
+                + f" | {r['cpu_s']:.0f} |"
+            )
     return "\n".join(out)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.training import pretraining, recipe_cost
+from benchmarks.training import pretraining, recipe_cost, unknown
 from benchmarks.training.choice import chosen_l2, grid_of
 from benchmarks.training.days import SIDES, Days
 from benchmarks.training.peers.environment import PEERS
@@ -21,6 +21,8 @@ from benchmarks.training.units import Unit, Units
 MOVIELENS = ("ml_time", "ml_random")
 FIRST_PEER = "FuxiCTR"  # the best in earlier measurements
 RECIPE_LOGS = ("ml_100k_time", "sim", "ml_time")
+UNKNOWN_LOGS = ("ml_time", "sim")
+SHORT_UNKNOWN = "ml_100k_time"
 DAYS = (Days("sim", "continued"), Days("ml_time", "continued"))
 ROOFS = (Roof(1_000_000), Roof(10_000_000))
 SHORT_ROOF = Roof(100_000, rounds=1)
@@ -64,6 +66,7 @@ def units(kept: Units, work: Path, seeds: int) -> Iterator[Unit]:
         others = [peer for peer in PEERS if peer != FIRST_PEER]
         yield from _grid(work, log, [(side, model) for side in others for model in SHARED])
     yield from _recipe(work, RECIPE_LOGS, range(1))
+    yield from unknown.units_of(work, UNKNOWN_LOGS, few)
     yield from _days(work, DAYS, range(1))
     yield from _pretraining(work, ABLATIONS, SHARES[:2], few)
     for seed in range(1, seeds):
@@ -75,6 +78,7 @@ def units(kept: Units, work: Path, seeds: int) -> Iterator[Unit]:
                         yield Training(side, model, log, chosen, seed).unit(work)
         yield from _recipe(work, ("ml_100k_random", *RECIPE_LOGS), (seed,))
         yield from _pretraining(work, (*MODES, *ABLATIONS), SHARES, (seed,))
+        yield from unknown.units_of(work, UNKNOWN_LOGS, range(seed, seed + 1))
         yield from _days(work, DAYS, (seed,))
 
 
@@ -83,6 +87,7 @@ def quick_units(work: Path) -> Iterator[Unit]:
     yield from _grid(work, "ml_100k_time", [(OURS, "deepfm")], 1)
     yield from _recipe(work, ("ml_100k_time",), (0,))
     yield from _pretraining(work, MODES[:2], SHARES[:1], (0,))
+    yield from unknown.units_of(work, (SHORT_UNKNOWN,), range(1))
     yield from _days(work, (SHORT_DAYS,), (0,))
     yield SHORT_ROOF.unit()
 

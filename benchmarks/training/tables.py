@@ -18,6 +18,7 @@ from benchmarks.training.quality import BACKBONES, OURS, SHARED, Training
 from benchmarks.training.recipe_cost import BEFORE, NOW, Recipe
 from benchmarks.training.roof import BATCH, Roof
 from benchmarks.training.units import Arrays, Unit, Units
+from benchmarks.training.unknown import HANDLINGS, NONE, TRAINED, Handling, slices_of
 from thinktwice.stats.metrics import auc, logloss
 from thinktwice.train.measure import fit_calibration
 
@@ -178,6 +179,42 @@ def days_table(done: Done, run: Days) -> Table | None:
     }
 
 
+def unknown_table(done: Done, log: str) -> Table | None:
+    """Every handling of unknown values against none, overall and in slices, by the seeds that both have; None if there is no seed."""
+    trained = {n: done.by_seed({s: Handling(log, n, s).unit(done.work) for s in range(done.seeds)}) for n in TRAINED}
+    base = trained[NONE]
+    if not base:
+        return None
+    training_set, measured = data.load(log, done.work), done.rows(log)
+    valid, test = training_set.part("valid").label, training_set.part("test")
+    unknown = {name: test.ids[:, column] == 0 for name, column in slices_of(training_set).items()}
+    slices = {"all": np.ones(len(test), bool), **unknown, "both known": ~np.any(list(unknown.values()), axis=0)}
+    rows = []
+    for name in HANDLINGS:
+        found = trained.get(name, base)
+        seeds = sorted(base.keys() & found.keys())
+        if not seeds:
+            continue
+        row: Table = {
+            "handling": name,
+            "seeds": len(seeds),
+            "auc": float(np.mean([auc(test.label, found[s][f"{name}:test"]) for s in seeds])),
+            "logloss": float(np.mean([logloss(test.label, found[s][f"{name}:test"]) for s in seeds])),
+            "valid_logloss": float(np.mean([logloss(valid, found[s][f"{name}:valid"]) for s in seeds])),
+            "cpu_s": float(np.mean([found[s]["facts"][0] for s in seeds])),
+            "over_none": {},
+        }
+        for title, chosen in slices.items():
+            part = measured.take(chosen)
+            if name == NONE or not 0 < part.label.sum() < len(part.label):
+                continue
+            compared = [(found[s][f"{name}:test"][chosen], base[s][f"{NONE}:test"][chosen]) for s in seeds]
+            row["over_none"][title] = {"auc": part.auc(compared), "logloss": part.logloss(compared)}
+        rows.append(row)
+    shares = {title: float(chosen.mean()) for title, chosen in slices.items()}
+    return {"words": data.LOGS[log].words, "shares": shares, "rows": rows}
+
+
 def roof_table(done: Done, roof: Roof) -> Table | None:
     """The share of the roof that a step reaches, with the least and the largest of the rounds; None if it is not done."""
     found = done.found(roof.unit())
@@ -258,11 +295,13 @@ def collect(work: Path, seeds: int, *, quick: bool) -> Table:
     quality_logs = ("ml_100k_time",) if quick else plan.MOVIELENS
     recipe_logs = ("ml_100k_time",) if quick else ("ml_100k_random", *plan.RECIPE_LOGS)
     roofs = (plan.SHORT_ROOF,) if quick else plan.ROOFS
+    unknown_logs = (plan.SHORT_UNKNOWN,) if quick else plan.UNKNOWN_LOGS
     days_runs = (plan.SHORT_DAYS,) if quick else plan.DAYS
     return {
         "quality": {log: t for log in quality_logs if (t := quality_table(done, log)) is not None},
         "recipe": {log: t for log in recipe_logs if (t := recipe_table(done, log)) is not None},
         "pretraining": pretraining_table(done),
+        "unknown": {log: t for log in unknown_logs if (t := unknown_table(done, log)) is not None},
         "days": {run.log: t for run in days_runs if (t := days_table(done, run)) is not None},
         "roof": [t for roof in roofs if (t := roof_table(done, roof)) is not None],
         "settings": described(),

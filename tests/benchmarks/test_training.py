@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.training import bars, data, days, page, plan, pretraining, recipe_cost, roof, tables
+from benchmarks.training import bars, data, days, page, plan, pretraining, recipe_cost, roof, tables, unknown
 from benchmarks.training.choice import GRID, chosen_l2, grid_of
 from benchmarks.training.data import Log
 from benchmarks.training.days import SIDES, Days
@@ -24,10 +24,14 @@ from benchmarks.training.quality import OURS, Training
 from benchmarks.training.recipe_cost import BEFORE, NOW, Recipe
 from benchmarks.training.roof import Roof, step_flops
 from benchmarks.training.units import Unit, Units, code_of
+from benchmarks.training.unknown import FIELDS, MEAN, TRAINED, Handling, Vectors
 from tests.selection import drifting
 from thinktwice.data.splits import SplitSpec
 from thinktwice.files import read_json
+from thinktwice.models import DeepFMConfig, FieldSpace, build_backbone
 from thinktwice.schema import parse_schema
+from thinktwice.train.loader import BlockLoader
+from thinktwice.train.measure import logits_of
 
 PEER = Training("FuxiCTR", "deepfm", "ml_time", 1e-3)
 
@@ -64,6 +68,8 @@ def done(small: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     units.do(plan.ROOFS[0].unit())
     for side in SIDES:
         units.do(replace(plan.DAYS[0], side=side).unit(work))
+    for name in (unknown.NONE, "new in earlier blocks"):
+        units.do(Handling("ml_time", name).unit(work))
     valid, test = (data.load("ml_time", work).part(part) for part in ("valid", "test"))
     for side, seconds in ((BEFORE, 9.0), (NOW, 2.0)):
         made = {"valid": ours["valid"], "test": ours["test"], "facts": np.array([seconds, 0.5, 0.7, 2.0])}
@@ -145,7 +151,15 @@ def test_the_page_shows_every_figure_and_what_is_missing(done: tuple[Path, dict[
     page.write(
         tmp_path,
         "empty",
-        result | {"quality": {}, "recipe": {}, "days": {}, "roof": [], "pretraining": {"rows": [], "behaviours": []}},
+        result
+        | {
+            "quality": {},
+            "recipe": {},
+            "unknown": {},
+            "days": {},
+            "roof": [],
+            "pretraining": {"rows": [], "behaviours": []},
+        },
     )
     assert "not measured" in (tmp_path / "empty.md").read_text(encoding="utf-8")
 
@@ -176,7 +190,7 @@ def test_the_plan_has_every_unit_and_the_short_form_is_part_of_it(done: tuple[Pa
     assert Training("FuxiCTR", "deepfm", "ml_time", 1e-3, 1).unit(work).name in distinct  # the L2 that is done
     assert grid_of("ml_random")[0] == 3e-4 and sorted(grid_of("ml_time")) == sorted(GRID)
     quick = [unit.name for unit in plan.quick_units(work)]
-    assert len(quick) == 8 and not any(peer in name for peer in PEERS for name in quick)
+    assert len(quick) == 8 + len(TRAINED) and not any(peer in name for peer in PEERS for name in quick)
 
 
 def test_the_l2_of_the_lowest_validation_logloss_is_chosen(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -286,3 +300,43 @@ def test_every_package_of_a_peer_is_pinned_and_none_is_torch(name: str) -> None:
     assert all(line.count("==") == 1 for line in lines) and PEERS[name].version in lines
     assert not any(line.startswith(("torch==", "nvidia", "triton")) for line in lines)
     assert (FOLDER / PEERS[name].script).is_file()
+
+
+def test_a_vector_of_an_unknown_value_follows_from_its_other_fields(done: tuple[Path, dict[str, Any]]) -> None:
+    training_set = data.load("ml_time", done[0])
+    fields = FieldSpace.of(training_set.schema, training_set.encoder)
+    train, test = training_set.part("train"), training_set.part("test")
+    model = build_backbone(DeepFMConfig(dim=4, hidden=(8,)), fields, seed=0)
+    columns = unknown.keys_of(training_set, fields)
+    assert {fields.names[c]: [fields.names[o] for o in others] for c, others in columns.items()} == {
+        "user_id": ["city"],
+        "item_id": ["topic"],
+    }
+    (user, (city,)), *_ = columns.items()
+    of_city = np.random.default_rng(0).normal(size=(fields.num_values[city], 5))
+    start = fields.offsets[user]
+    with torch.no_grad():
+        for value, place in set(zip(train.ids[:, user].tolist(), train.ids[:, city].tolist(), strict=True)):
+            model.embedding.table[start + value] = torch.from_numpy(of_city[place]).float()
+    vectors = {user: Vectors.fitted(model, train, user, (city,))}
+    np.testing.assert_allclose(vectors[user].of(test.ids), of_city[test.ids[:, city]], atol=0.3)
+    mean = Vectors.fitted(model, train, user, ()).of(test.ids[:1])
+    known = model.embedding.table.detach()[start + 1 : start + fields.num_values[user]]
+    np.testing.assert_allclose(mean[0], known.mean(dim=0), atol=1e-5)
+    plain = logits_of(model, BlockLoader(test))
+    np.testing.assert_allclose(unknown.logits_with(model, test, vectors), plain, atol=1e-5)  # no user is unknown
+    test.ids[::2, user] = 0
+    changed = unknown.logits_with(model, test, vectors) != logits_of(model, BlockLoader(test))
+    assert changed[::2].all() and not changed[1::2].any()
+
+
+def test_the_handlings_of_unknown_values_are_compared_with_none(done: tuple[Path, dict[str, Any]]) -> None:
+    table = done[1]["unknown"]["ml_time"]
+    rows = {row["handling"]: row for row in table["rows"]}
+    assert list(rows) == [unknown.NONE, "new in earlier blocks", MEAN, FIELDS]
+    assert rows[unknown.NONE]["over_none"] == {} and rows[MEAN]["auc"] == rows[unknown.NONE]["auc"]  # none is unknown
+    assert set(rows[MEAN]["over_none"]) == {"all", "both known"} and table["shares"]["unknown user"] == 0
+    trained = rows["new in earlier blocks"]
+    assert trained["auc"] - rows[unknown.NONE]["auc"] == pytest.approx(trained["over_none"]["all"]["auc"]["value"])
+    settings = {str(Handling("ml_time", name).config) for name in TRAINED}
+    assert len(settings) == len(TRAINED)
