@@ -169,28 +169,27 @@ def _unknown(result: dict[str, Any]) -> str:
         "the training rows. *none*: no value is made unknown in training, and L2 moves their vectors to 0. *share*: of values, of users and of items,",
         "made unknown at random. *rare* and *new in earlier blocks*: in a quarter of the rows, ids that were rare or absent in the blocks of time",
         "before. *mean* and *fields* are set after the training of *none*: the mean vector of the known users or items, or a regression on their other",
-        "fields. Differences from *none*, overall and on slices of the test rows.",
+        "fields. Differences from *none* on all test rows and on slices of them, whose share is in brackets.",
     ]
     for t in result["unknown"].values():
         slices = list(dict.fromkeys(title for row in t["rows"] for title in row["over_none"]))
-        titles = [title if title == "all" else f"{title} ({t['shares'][title]:.1%})" for title in slices]
+        titles = ["all rows" if title == "all" else f"{title} ({t['shares'][title]:.1%})" for title in slices]
         out += [
             "",
             f"### {t['words']}",
             "",
-            "| handling | seeds | AUC | logloss | validation logloss | "
-            + " | ".join(f"{title}: AUC | logloss" for title in titles)
-            + " | CPU s |",
-            "| --- | --- | --- | --- | --- |" + " --- | --- |" * len(slices) + " --- |",
+            "| handling | seeds | AUC | logloss | validation logloss | CPU s |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *(
+                f"| {r['handling']} | {r['seeds']} | {r['auc']:.4f} | {r['logloss']:.4f} | {r['valid_logloss']:.5f} | {r['cpu_s']:.0f} |"
+                for r in t["rows"]
+            ),
         ]
-        for r in t["rows"]:
-            over = [r["over_none"].get(title) for title in slices]
-            cells = ["–" if o is None else change(o[key]) for o in over for key in ("auc", "logloss")]
-            out.append(
-                f"| {r['handling']} | {r['seeds']} | {r['auc']:.4f} | {r['logloss']:.4f} | {r['valid_logloss']:.5f} | "
-                + " | ".join(cells)
-                + f" | {r['cpu_s']:.0f} |"
-            )
+        for key, words in (("auc", "AUC"), ("logloss", "logloss")):
+            out += ["", f"| {words} over none | " + " | ".join(titles) + " |", "| --- |" + " --- |" * len(slices)]
+            for r in t["rows"][1:]:
+                cells = [change(r["over_none"][title][key]) if title in r["over_none"] else "–" for title in slices]
+                out.append(f"| {r['handling']} | " + " | ".join(cells) + " |")
     return "\n".join(out)
 
 
