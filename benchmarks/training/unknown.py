@@ -65,7 +65,13 @@ class Handling:
     @property
     def config(self) -> FinetuneConfig:
         """The first candidate of the recipe ``default``, with a fixed longest length."""
-        fixed = {"budget": None, "augmentations": ("none",), "epochs": EPOCHS, "trial_epochs": EPOCHS}
+        fixed = {
+            "budget": None,
+            "unknown_shares": (),
+            "augmentations": ("none",),
+            "epochs": EPOCHS,
+            "trial_epochs": EPOCHS,
+        }
         return recipes.get("default").finetune.model_copy(update=fixed | TRAINED[self.name])
 
     def unit(self, work: Path) -> Unit:

@@ -142,3 +142,17 @@ def test_trials_as_long_as_the_run_are_the_run(data: Path, tmp_path: Path) -> No
     assert record.chosen.table_l2 == 1e-4
     first, again = load_model(tmp_path / "a")[0], load_model(tmp_path / "b")[0]
     assert torch.equal(first.embedding.table, again.embedding.table)
+
+
+@pytest.mark.parametrize(("sparse_rows", "epochs"), [(1, 0.5), (10**9, 6.0)])
+def test_a_vector_that_no_row_reads_has_no_random_direction(
+    data: Path, tmp_path: Path, sparse_rows: int, epochs: float
+) -> None:
+    tiny = recipes.get("tiny")
+    settings = {"sparse_rows": sparse_rows, "unknown_share": 0.0, "epochs": epochs, "table_l2": (1e-2,)}
+    finetune(data, tmp_path / "model", tiny.model, tiny.finetune.model_copy(update=settings))
+    model, _ = load_model(tmp_path / "model")
+    train = load_training_set(data).part("train")
+    unread = [column for column in range(train.ids.shape[1]) if (train.ids[:, column] > 0).all()]
+    assert unread
+    assert float(model.fill().detach()[unread].abs().max()) < 0.2 * tiny.model.init_sd

@@ -16,7 +16,13 @@ def default() -> Recipe:
     epochs."""
     return Recipe(
         finetune=FinetuneConfig(
-            schedule="averaged", rate=3e-3, table_l2=(5e-4,), epochs=16.0, budget=10.0, unknown_shares=(0.0,)
+            schedule="averaged",
+            rate=3e-3,
+            table_l2=(5e-4,),
+            epochs=16.0,
+            budget=10.0,
+            unknown_share=0.0,
+            unknown_shares=(0.01,),
         )
     )
 

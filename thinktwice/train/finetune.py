@@ -92,6 +92,10 @@ def fit(
         model = build_backbone(backbone, fields, seed=seed)
         if start_from is not None:
             model.load_state_dict(start_from.state_dict())
+        elif fields.num_rows >= config.sparse_rows:
+            # Where only the rows of a batch decay, a vector that no training row reads would stay at random.
+            with torch.no_grad():
+                model.embedding.table[model.embedding.offsets] = 0.0
         return model
 
     weights = row_weights(train, config)
