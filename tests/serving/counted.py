@@ -25,7 +25,7 @@ from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.evaluate.package import write_bundle
 from thinktwice.files import read_json, sha256_file, write_json
-from thinktwice.models.config import DeepFMConfig
+from thinktwice.models.config import AnyBackboneConfig, DeepFMConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
 from thinktwice.models.store import ModelInfo, save_model
@@ -42,6 +42,7 @@ from thinktwice.testtime.triggers import Always
 
 SCHEMA = full_schema()
 LOG = random_log(150)
+TRUNK = DeepFMConfig(dim=4, hidden=(8,), init_sd=0.2)
 NOW = LOG[-1].time + 700 * SECOND  # every outcome of the log is known
 
 
@@ -58,7 +59,12 @@ class Counted:
 
 
 def make_counted(
-    folder: Path, log: list[Row] = LOG, schema: LogSchema = SCHEMA, redis: str = "", version: str = "counted-1"
+    folder: Path,
+    log: list[Row] = LOG,
+    schema: LogSchema = SCHEMA,
+    redis: str = "",
+    version: str = "counted-1",
+    trunk: AnyBackboneConfig = TRUNK,
 ) -> Counted:
     """Networks and weights are random, so every counter changes every score."""
     store = make_store(folder, log, schema, redis, version)
@@ -66,7 +72,7 @@ def make_counted(
     data = load_training_set(folder / "training_set")
     fields = FieldSpace.of(schema, data.encoder)
     torch.manual_seed(0)
-    model = build_backbone(DeepFMConfig(dim=4, hidden=(8,), init_sd=0.2), fields)
+    model = build_backbone(trunk, fields)
     save_model(folder / "model", model, ModelInfo(stage="finetuned", calibration=Calibration(a=0.9, b=-0.2)))
     train = data.part("train")
     reliability = Reliability.fit(train.ids, train.label, fields)
