@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from serving.features.lookup import FeatureSource, States
+from serving.features.lookup import FeatureSource, KeptItems, States
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.evidence import History
 from thinktwice.data.instant.columns import from_bytes
@@ -108,7 +108,8 @@ class CounterReader:
         if self._kept.header != states.header:
             self._kept = KeptCounters(self.definition, states.header)
         attributes = slots_of(self.definition.attributes, user)
-        return self._kept.values(states.user, states.items, instant, topics, attributes)
+        items, marks = states.items, states.items.marks if isinstance(states.items, KeptItems) else None
+        return self._kept.values(states.user, items, instant, topics, attributes, marks)
 
 
 class HistoryReader:

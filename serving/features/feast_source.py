@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from serving.features.lookup import Entity, FeatureRow, Fetched, States
+from serving.features.lookup import Entity, FeatureRow, Fetched, Places, States
 from thinktwice.data.instant.definition import definition_of
 from thinktwice.data.pushed_views import DEFINITION_TAG, LOG_COLUMN, STATE, WATERMARK, instant_views
 from thinktwice.errors import FeatureStoreError, reason
@@ -140,6 +140,7 @@ class FeastSource:
         item_ids: Sequence[str],
         feature_ids: Sequence[str],
         timeout: float | None = None,
+        places: Places | None = None,
     ) -> Fetched:
         """See :class:`serving.features.lookup.FeatureSource`. The SDK reads one entity at a time; it has no time limit."""
         now = time.monotonic()
@@ -196,7 +197,12 @@ class FeastSource:
         return
 
     def fetch_request_within(
-        self, user_id: str | None, item_ids: Sequence[str], feature_ids: Sequence[str], timeout: float
+        self,
+        user_id: str | None,
+        item_ids: Sequence[str],
+        feature_ids: Sequence[str],
+        timeout: float,
+        places: Places | None = None,
     ) -> None:
         """See :class:`serving.features.lookup.BoundedSource`; the SDK has no time limit."""
         return

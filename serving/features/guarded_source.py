@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
-from serving.features.lookup import BoundedSource, Entity, FeatureRow, Fetched
+from serving.features.lookup import BoundedSource, Entity, FeatureRow, Fetched, Places
 from serving.telemetry.state import Trouble
 from thinktwice.errors import FeatureStoreError
 
@@ -89,6 +89,7 @@ class GuardedSource:
         item_ids: Sequence[str],
         feature_ids: Sequence[str],
         timeout: float | None = None,
+        places: Places | None = None,
     ) -> Fetched:
         """See :class:`serving.features.lookup.FeatureSource`.
 
@@ -98,7 +99,7 @@ class GuardedSource:
         return self._guarded(
             "request",
             timeout,
-            lambda limit: self._source.fetch_request_within(user_id, item_ids, feature_ids, limit),
+            lambda limit: self._source.fetch_request_within(user_id, item_ids, feature_ids, limit, places),
             lambda limit: self._source.fetch_request(user_id, list(item_ids), list(feature_ids), limit),
         )
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from serving.features.lookup import Entity, FeatureRow, Fetched, States
+from serving.features.lookup import Entity, FeatureRow, Fetched, Places, States
 from serving.features.redis_script import SCRIPT, Hashes, call
 from serving.features.redis_tracking import Command, Name, TrackedFields
 from serving.features.redis_values import StoredValues
@@ -148,6 +148,7 @@ class RedisSource:
         item_ids: Sequence[str],
         feature_ids: Sequence[str],
         timeout: float | None = None,
+        places: Places | None = None,
     ) -> Fetched:
         """See :class:`serving.features.lookup.FeatureSource`: one command if the server runs scripts, else one pipeline. The time
         limit is that of the connection."""
@@ -165,7 +166,12 @@ class RedisSource:
         return self._fetched(user_id, item_ids, feature_ids, answers)
 
     def fetch_request_within(
-        self, user_id: str | None, item_ids: Sequence[str], feature_ids: Sequence[str], timeout: float
+        self,
+        user_id: str | None,
+        item_ids: Sequence[str],
+        feature_ids: Sequence[str],
+        timeout: float,
+        places: Places | None = None,
     ) -> Fetched | None:
         """See :class:`serving.features.lookup.BoundedSource`; None while no connection is open or the server has no script.
 
@@ -177,19 +183,24 @@ class RedisSource:
             if start >= self._track_from:  # what connects belongs on another thread
                 return None
         elif len(feature_ids) <= MAX_SMALL_READ:
-            answers = self._tracked_answers(user_id, item_ids, feature_ids, timeout)
-            if answers is not None:
-                return self._fetched(user_id, item_ids, feature_ids, answers)
+            found = self._tracked_request(user_id, item_ids, feature_ids, timeout, places)
+            if found is not None:
+                return found
             timeout -= time.monotonic() - start
         if self._script is None or not self._open:
             return None
-        found = self._over_open([call(self._script, self._groups(user_id, item_ids, feature_ids))], timeout)
-        return None if found is None else self._fetched(user_id, item_ids, feature_ids, found[0])
+        answers = self._over_open([call(self._script, self._groups(user_id, item_ids, feature_ids))], timeout)
+        return None if answers is None else self._fetched(user_id, item_ids, feature_ids, answers[0])
 
-    def _tracked_answers(
-        self, user_id: str | None, item_ids: Sequence[str], feature_ids: Sequence[str], timeout: float
-    ) -> list[Any] | None:
-        """The answers for :meth:`_fetched` with what is kept; None if another request uses it, or it cannot be used."""
+    def _tracked_request(
+        self,
+        user_id: str | None,
+        item_ids: Sequence[str],
+        feature_ids: Sequence[str],
+        timeout: float,
+        places: Places | None,
+    ) -> Fetched | None:
+        """What a request needs, with what is kept; None if another request uses it, or it cannot be used."""
         from redis import RedisError
 
         if not self._tracking.acquire(blocking=False):
@@ -203,9 +214,9 @@ class RedisSource:
                 commands.append(("HMGET", self._key("user", user_id), *self._user_fields))
             if self._names["item"]:
                 commands += [("HMGET", key, *self._fields["item"]) for key in self._keys("item", feature_ids)]
-            names: list[Name] = [LOG, *item_ids] if self._item_state else [LOG]
+            names, places = (item_ids, places) if self._item_state else ((), None)
             try:
-                read = self._tracked.read(names, commands, timeout)
+                read = self._tracked.read(names, commands, timeout, places)
             except (RedisError, TimeoutError) as error:  # a late answer would be read as the answer to the next command
                 self._tracked.close()
                 self._tracked, self._track_from = None, 0.0
@@ -214,12 +225,12 @@ class RedisSource:
                 raise
             if read is None:
                 return None
-            (watermark, *items), answers = read
-            if reads_user and len(self._user_fields) == 1:
-                answers[0] = answers[0][0]
-            return [watermark, *answers[:reads_user], *items, *answers[reads_user:]]
+            watermark, items, answers = read
         finally:
             self._tracking.release()
+        user = answers[0] if reads_user else None
+        states = items if self._item_state else [None] * len(item_ids)
+        return self._fetched_of(watermark, user, states, answers[reads_user:], len(feature_ids))
 
     def _track(self) -> None:
         """Open the connection over which unchanged states are kept; a cluster and a server that cannot track have none."""
@@ -230,7 +241,9 @@ class RedisSource:
         try:
             if self._tracked is None:
                 self._track_from = math.inf
-                self._tracked = TrackedFields(self._new_connection(protocol=3), self._state_command, self._state_name)
+                self._tracked = TrackedFields(
+                    self._new_connection(protocol=3), self._state_command, self._state_name, LOG
+                )
         except (ResponseError, AttributeError):  # AttributeError: a parser that knows no such messages
             return
         except RedisError:
@@ -263,22 +276,34 @@ class RedisSource:
         self, user_id: str | None, item_ids: Sequence[str], feature_ids: Sequence[str], answers: list[Any]
     ) -> Fetched:
         watermark, done = answers[0], 1
-        user, state = FeatureRow({}), None
+        user: list[bytes | None] | None = None
         if user_id is not None and self._user_fields:
-            values = answers[done] if len(self._user_fields) > 1 else [answers[done]]
-            names, done = self._names["user"], done + 1
-            if self._user_has_state:
-                *values, raw = values
-                state = None if raw is None else self._state_of_user(raw)
-            user = self._row_of(names, values) if names else user
+            user, done = answers[done] if len(self._user_fields) > 1 else [answers[done]], done + 1
         items: Sequence[bytes | None] = [None] * len(item_ids)
         if self._item_state:
             items, done = answers[done : done + len(item_ids)], done + len(item_ids)
-        rows = [FeatureRow({})] * len(feature_ids)
+        return self._fetched_of(watermark, user, items, answers[done:], len(feature_ids))
+
+    def _fetched_of(
+        self,
+        watermark: bytes | None,
+        user: list[bytes | None] | None,
+        items: Sequence[bytes | None],
+        features: Sequence[list[bytes | None]],
+        number: int,
+    ) -> Fetched:
+        """What was read: the fields of the user, the states of items, and the features of ``number`` items."""
+        row, state = FeatureRow({}), None
+        if user is not None:
+            if self._user_has_state:
+                *user, raw = user
+                state = None if raw is None else self._state_of_user(raw)
+            row = self._row_of(self._names["user"], user) if self._names["user"] else row
+        rows = [FeatureRow({})] * number
         if self._names["item"]:
-            rows = [self._row_of(self._names["item"], answer) for answer in answers[done:]]
+            rows = [self._row_of(self._names["item"], answer) for answer in features]
         instant = None if watermark is None else self._values.decoded(watermark)
-        return Fetched(user, rows, States(state, items, instant, self._header))
+        return Fetched(row, rows, States(state, items, instant, self._header))
 
     def _read_at_once(self, groups: Sequence[Hashes]) -> list[Any]:
         from redis.exceptions import NoScriptError

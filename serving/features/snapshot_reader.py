@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serving.features.lookup import FeatureRow, Features, FeatureSource, Lookup, States, defaulted, in_order
+from serving.features.lookup import FeatureRow, Features, FeatureSource, Lookup, Places, States, defaulted, in_order
 from serving.telemetry.state import Trouble
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.instant.definition import Definition
@@ -154,7 +154,8 @@ class SnapshotReader:
         items_defaulted = False
         if self._reads_states:
             unique = item_ids if len(set(item_ids)) == len(item_ids) else list(dict.fromkeys(item_ids))
-            fetched, failed = self._lookup.request(user_id, unique, unknown, timeout)
+            places = Places(snapshot.positions, positions) if unique is item_ids else None
+            fetched, failed = self._lookup.request(user_id, unique, unknown, timeout, places)
             user, rows, states = fetched.user, fetched.items, in_order(fetched.states, unique, item_ids)
             user_defaulted, items_defaulted = "user" in failed, "item" in failed
         else:

@@ -14,7 +14,7 @@ from tests.data.instant.logs import Store, assert_same_bits, definition, definit
 from tests.data.instant.oracle import Row
 from thinktwice.data.instant.columns import from_bytes, to_bytes
 from thinktwice.data.instant.definition import Definition
-from thinktwice.data.instant.kept import KeptCounters
+from thinktwice.data.instant.kept import KeptCounters, Marks
 from thinktwice.data.instant.state import State, empty_states, values
 from thinktwice.errors import FeatureStoreError
 
@@ -25,6 +25,25 @@ STEPS = (0, 1, 299_999_999, 300_000_000, 3_600_000_000, 90_000_000_000, -300_000
 def stored(states: dict[str, State], key: str | None, header: bytes = b"") -> bytes | None:
     state = states.get(key or "")
     return None if state is None else header + to_bytes(state)[0]
+
+
+class Marked:
+    """Marks of states as a source gives them: a new version for a new state, and now and then for the same one."""
+
+    def __init__(self, stride: int) -> None:
+        self._stride, self._last = stride, 0
+        self._slots: dict[str | None, int] = {}
+        self._kept: dict[str | None, tuple[bytes | None, int]] = {}
+
+    def __call__(self, keys: list[str | None], contents: list[bytes | None], draw: random.Random) -> Marks:
+        slots, versions = [], []
+        for key, content in zip(keys, contents, strict=True):
+            if key not in self._kept or self._kept[key][0] != content or draw.random() < 0.1:
+                self._last += 1
+                self._kept[key] = content, self._last
+            slots.append(self._slots.setdefault(key, self._stride * len(self._slots)))
+            versions.append(self._kept[key][1])
+        return Marks(np.array(slots, np.int64), np.array(versions, np.int64))
 
 
 def expected(found: Definition, user: bytes | None, items: list[bytes | None], *rest: object) -> np.ndarray:
@@ -39,13 +58,16 @@ def expected(found: Definition, user: bytes | None, items: list[bytes | None], *
     seed=st.integers(0, 2**31),
     capacity=st.sampled_from((1, 2, 3, None)),
     each=st.integers(1, 4),
+    stride=st.sampled_from((1, 3)),
 )
 def test_any_sequence_of_updates_gives_the_values_of_the_states(
-    log: list[Row], found: Definition, seed: int, capacity: int | None, each: int
+    log: list[Row], found: Definition, seed: int, capacity: int | None, each: int, stride: int
 ) -> None:
-    """Requests at drawn instants, also back in time, between the outcomes of a log in a drawn order."""
+    """Requests at drawn instants, also back in time, between the outcomes of a log in a drawn order; some have marks, of slots that
+    share their place."""
     log, draw = fitted(log, found), random.Random(seed)
     kept, store, instant = KeptCounters(found, HEADER, capacity), Store(found), log[-1].time
+    marked = Marked(stride)
     for row in draw.sample(log, len(log)):
         store.apply(outcome(row, found))
         for _ in range(each):
@@ -55,7 +77,8 @@ def test_any_sequence_of_updates_gives_the_values_of_the_states(
             items = [stored(store.items, one.item, HEADER) for one in asked]
             topics = np.array([one.topics for one in asked], np.int64).reshape(len(asked), len(found.topics))
             attributes = asked[0].attributes
-            got = kept.values(user, items, instant, topics, attributes)
+            marks = draw.choice((None, marked([one.item for one in asked], items, draw)))
+            got = kept.values(user, items, instant, topics, attributes, marks)
             assert_same_bits(got, expected(found, user, items, instant, topics, np.array(attributes)), found.names)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from thinktwice.data.instant.definition import Crossed
 from thinktwice.data.instant.keys import key_hash, slots_of, ties
-from thinktwice.data.instant.values import log1p, residuals, smoothed
+from thinktwice.data.instant.values import elapsed, elapsed_float32, log1p, residuals, smoothed
 
 
 @given(st.lists(st.floats(0, 1e18), min_size=1, max_size=50))
@@ -26,6 +26,18 @@ def test_the_logarithm_has_the_same_bits_everywhere() -> None:
     assert hashlib.sha256(log1p(x).astype(np.float32).tobytes()).hexdigest() == (
         "af4cf8f160595a2c6eb242b1a5cb8d74406fd0424636eb2b19ddce266423aa4f"
     )
+
+
+@given(st.lists(st.integers(-(2**62), 2**62), min_size=2, max_size=40), st.integers(0, 2**32))
+def test_seconds_in_single_precision_have_the_bits_of_the_exact_ones(values: list[int], seed: int) -> None:
+    """Of any numbers, and of many around 0 and around those whose logarithm is between two numbers of single precision."""
+    rng = np.random.default_rng(seed)
+    one = rng.uniform(0.7, 25, 500).astype(np.float32)
+    halfway = (one.astype(np.float64) + np.nextafter(one, np.float32(99)).astype(np.float64)) / 2
+    micro = np.rint(1e6 * np.expm1(halfway)).astype(np.int64)
+    every = np.concatenate([values, micro, micro - 1, micro + 1, rng.integers(-5, 5000, 501)])
+    since = every[: len(every) // 2 * 2].reshape(-1, 2)
+    assert np.array_equal(elapsed_float32(since), elapsed(since).astype(np.float32))
 
 
 def test_rates_and_residuals() -> None:

@@ -2,7 +2,8 @@
 
 The bytes of a state rarely change between two requests, and its counters depend on the instant only by the bucket of their windows and
 by the seconds since its latest outcomes. So the counters of a state are computed once per bucket and kept by the bytes of the state;
-a request computes the seconds. The bits are those of :func:`thinktwice.data.instant.state.values`.
+a request computes the seconds. A source that knows which states have not changed says so by their versions (:class:`Marks`): their
+counters are kept by slot, and no state is looked at. The bits are those of :func:`thinktwice.data.instant.state.values`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
@@ -18,13 +20,28 @@ import numpy.typing as npt
 from thinktwice.data.instant.columns import from_bytes
 from thinktwice.data.instant.definition import Definition, Side
 from thinktwice.data.instant.state import slot_values, state_type
-from thinktwice.data.instant.values import Ints, elapsed
+from thinktwice.data.instant.values import Ints, elapsed_float32
 
 Floats = npt.NDArray[np.float32]
 
 MAX_BYTES = {"user": 16 << 20, "item": 64 << 20}  # of the kept states of a side, about
 ENTRY_BYTES = 200  # of one kept state, beside its bytes and counters
 NEVER_EVALUATED = np.iinfo(np.int64).min  # a bucket of no instant
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """Marks [n] of states: equal versions mean equal states; ``slots`` are small numbers, the same for the states of one key."""
+
+    slots: Ints
+    versions: Ints
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def take(self, rows: Sequence[int]) -> Marks:
+        """The marks at ``rows``, repeats included."""
+        return Marks(self.slots.take(rows), self.versions.take(rows))
 
 
 class KeptCounters:
@@ -42,54 +59,65 @@ class KeptCounters:
         self._item = None if definition.item is None else _Side(definition, "item", header, capacity)
 
     def values(
-        self, user: bytes | None, items: Sequence[bytes | None], instant: int, topics: Ints, attributes: Sequence[int]
+        self,
+        user: bytes | None,
+        items: Sequence[bytes | None],
+        instant: int,
+        topics: Ints,
+        attributes: Sequence[int],
+        marks: Marks | None = None,
     ) -> Floats:
         """Like :func:`thinktwice.data.instant.state.values`, from stored states; None is an empty state.
+
+        Args:
+            marks: of the items, all from one source; None if it does not mark them.
 
         Raises:
             FeatureStoreError: a state is of another definition.
         """
         out = np.empty((len(items), len(self.definition.names)), np.float32)
-        rest, times, parts = out, [], []  # parts: the counters of seconds, which are 0 or unknown
-        if (side := self._user) is not None:
-            (row,), at = side.rows([user], instant)
-            first, rest = out[:, : side.width], out[:, side.width :]
-            first[:] = row[: side.width]
-            if side.crossed:
-                place = np.asarray(topics, np.int64).reshape(len(items), side.crossed) + side.offsets
-                first[:, side.views] = row.take(place)
-                place += side.slots
-                first[:, side.sums] = row.take(place)
-            times.append(at)
-            parts.append(first[:, side.seconds])
+        if (user_side := self._user) is None:
+            assert self._item is not None
+            self._put_items(self._item, out, *self._item.rows(items, instant, attributes, marks), instant, None)
+            return out
+        row, of_slot, at = user_side.row(user, instant)
+        first, rest = out[:, : user_side.width], out[:, user_side.width :]
         if (side := self._item) is not None:
-            rows, at = side.rows(items, instant)
-            rest[:] = rows[:, : side.width]
-            for column, slot in enumerate(attributes):
-                place = slot + side.starts[column]
-                rest[:, side.views.start + column] = rows[:, place]
-                rest[:, side.sums.start + column] = rows[:, place + side.slots]
-            times.append(at)
-            parts.append(rest[:, side.seconds])
-        # In one call, whose steps take a microsecond each whatever the number of rows.
-        seconds, start = elapsed(instant - np.concatenate(times)).astype(np.float32), 0
-        for part, at in zip(parts, times, strict=True):
-            for column in range(2):  # both at once take longer
-                counter = part[:, column]
-                np.add(counter, seconds[start : start + len(at), column], out=counter)
-            start += len(at)
+            counters, of_slots, times = side.rows(items, instant, attributes, marks)
+            row[user_side.seconds] += self._put_items(side, rest, counters, of_slots, times, instant, at)
+        else:
+            row[user_side.seconds] += elapsed_float32(instant - at[None])[0]
+        first[:] = row
+        if user_side.crossed:
+            place = topics.reshape(len(items), user_side.crossed) + user_side.offsets
+            first[:, user_side.views], first[:, user_side.sums] = of_slot.take(place, axis=1)
         return out
+
+    @staticmethod
+    def _put_items(
+        side: _Side, out: Floats, counters: Floats, of_slots: Floats, times: Ints, instant: int, at: Ints | None
+    ) -> Floats:
+        """Write the counters of items to ``out`` [n, C]. Returns the counters of seconds [2] of the user's times ``at`` [2]."""
+        out[:] = counters
+        if side.crossed:
+            out[:, side.views], out[:, side.sums] = of_slots[:, : side.crossed], of_slots[:, side.crossed :]
+        # In one call, whose steps take a microsecond each whatever the number of rows.
+        seconds = elapsed_float32(instant - (times if at is None else np.concatenate([times, at[None]])))
+        for column in range(2):  # both at once take longer
+            counter = out[:, side.seconds.start + column]
+            np.add(counter, seconds[: len(out), column], out=counter)
+        return seconds[-1]
 
 
 class _Side:
-    """Kept states of users or items. A kept row has the counters of a side, unknown for the crossed fields; then the outcomes in every
-    slot of the crossed fields, and the rates or residuals in every slot. Before the first slot of each field is an unknown one,
-    for the slot -1.
+    """Kept states of users or items. Of each, the counters, unknown for the crossed fields; and in a table of its own, because a request
+    reads few of them, the outcomes in every slot of the crossed fields, then the rates or residuals in every slot. Before the first
+    slot of each field is an unknown one, for the slot -1.
 
     Attributes:
         width, crossed: number of counters, and of crossed fields.
         slots: number of slots of all crossed fields, with the unknown ones.
-        starts: what is added to the slots of each crossed field to get columns of outcomes; ``offsets`` [crossed] as an array.
+        offsets: [crossed] what is added to the slots of each crossed field to get columns of outcomes.
         views, sums, seconds: slices of the counters of crossed fields, and of those of seconds.
     """
 
@@ -103,9 +131,9 @@ class _Side:
         self.views, self.sums = slice(seen, seen + self.crossed), slice(self.width - self.crossed, self.width)
         self.seconds = slice(seen + self.crossed, seen + self.crossed + 2)
         self.slots = slots + self.crossed
-        self.offsets = self.width + 1 + np.arange(self.crossed) + definition.slot_starts[side]
-        self.starts = tuple(self.offsets.tolist())
-        # Columns of the counters for every slot, the last of which is unknown, in the order of a kept row.
+        self.offsets = 1 + np.arange(self.crossed) + definition.slot_starts[side]
+        self._starts = tuple(self.offsets.tolist())
+        # Columns of the counters for every slot, the last of which is unknown, in the order of what is kept.
         unknown = self.width - 2 * self.crossed + 2 * slots
         none = np.full(self.crossed, unknown)
         self._columns = np.concatenate(
@@ -121,43 +149,69 @@ class _Side:
         self._bucket_us = math.gcd(*(w.width for w in definition.windows)) or 1 << 62
         size = state_type(definition, side).itemsize + len(header) + 4 * len(self._columns) + ENTRY_BYTES
         self._capacity = capacity or max(1, MAX_BYTES[side] // size)
-        # The last row, which the place -1 selects, is never up to date.
-        self._rows = np.empty((self._capacity + 1, len(self._columns)), np.float32)
-        self._instants = np.empty((self._capacity + 1, 3), np.int64)  # evaluated bucket, seen_at, known_at
-        self._instants[-1] = NEVER_EVALUATED
+        self._by_content = _Table(self._capacity, self.width, 2 * self.slots)
+        self._by_slot = _Table(self._capacity, self.width, 2 * self.slots)
+        self._versions = np.zeros(self._capacity, np.int64)  # of what _by_slot keeps; 0 for nothing
         self._places: dict[bytes | None, int] = {}
         self._contents: list[bytes | None] = []  # by place; the oldest one is replaced
         self._next = 0
         self._lock = threading.Lock()
 
-    def rows(self, contents: Sequence[bytes | None], instant: int) -> tuple[Floats, Ints]:
-        """Kept rows [n] of states at an instant, their counters of seconds 0, and when the latest impression was seen and the latest
-        outcome known [n, 2]."""
+    def row(self, content: bytes | None, instant: int) -> tuple[Floats, Floats, Ints]:
+        """Like :meth:`rows` of one state: its counters [width], what is kept for all slots [2, slots], and its times [2]."""
         bucket = instant // self._bucket_us
         with self._lock:
-            places = np.fromiter(map(self._places.get, contents, repeat(-1)), np.int64, len(contents))
-            out, instants = self._rows.take(places, axis=0), self._instants.take(places, axis=0)
-            current = instants[:, 0] == bucket
-            if np.count_nonzero(current) < len(contents):
-                self._evaluate(contents, instant, bucket, np.flatnonzero(~current), out, instants)
-        return out, instants[:, 1:]
+            table, place = self._by_content, self._places.get(content, -1)
+            if place < 0 or table.buckets[place] != bucket:
+                counters, of_slots, times = self._evaluated([content], instant, bucket)
+                return counters[0], of_slots[0].reshape(2, -1), times[0]
+            found = table.counters[place].copy(), table.of_slots[place].copy(), table.times[place].copy()
+        return found[0], found[1].reshape(2, -1), found[2]
 
-    def _evaluate(
-        self, contents: Sequence[bytes | None], instant: int, bucket: int, at: Ints, out: Floats, instants: Ints
-    ) -> None:
-        """Evaluate the states of the rows ``at`` of a request, and keep them."""
-        contents = [contents[n] for n in at.tolist()]
+    def rows(
+        self, contents: Sequence[bytes | None], instant: int, slots: Sequence[int], marks: Marks | None
+    ) -> tuple[Floats, Floats, Ints]:
+        """Of states [n] at an instant: their counters [n, width], those of seconds 0; the outcomes in these ``slots`` of the crossed
+        fields, then their rates or residuals [n, 2 * crossed]; and when the latest impression was seen and the latest outcome
+        known [n, 2]."""
+        bucket = instant // self._bucket_us
+        columns = [slot + start for slot, start in zip(slots, self._starts, strict=True)]
+        chosen = np.array([*columns, *(column + self.slots for column in columns)], np.int64)
+        with self._lock:
+            if marks is None:
+                table = self._by_content
+                places = np.fromiter(map(self._places.get, contents, repeat(-1)), np.int64, len(contents))
+                current = table.buckets.take(places) == bucket
+            else:
+                table, places = self._by_slot, marks.slots % self._capacity
+                current = table.buckets.take(places) == bucket
+                current &= self._versions.take(places) == marks.versions
+            counters, times = table.counters.take(places, axis=0), table.times.take(places, axis=0)
+            of_slots = table.of_slots.take(places[:, None] * table.of_slots.shape[1] + chosen)
+            if np.count_nonzero(current) < len(places):
+                at = np.flatnonzero(~current)
+                evaluated = self._evaluated([contents[n] for n in at.tolist()], instant, bucket, marks is None)
+                counters[at], of_slots[at], times[at] = evaluated[0], evaluated[1].take(chosen, axis=1), evaluated[2]
+                if marks is not None:
+                    table.put(places[at], bucket, *evaluated)
+                    self._versions[places[at]] = marks.versions.take(at)
+        return counters, of_slots, times
+
+    def _evaluated(
+        self, contents: list[bytes | None], instant: int, bucket: int, keep: bool = True
+    ) -> tuple[Floats, Floats, Ints]:
+        """The counters of states, what is kept for all slots, and their times; kept by content if ``keep``."""
         unique = {content: n for n, content in enumerate(dict.fromkeys(contents))}
         states = from_bytes(self._definition, self._side, list(unique), self._header)
-        counters = slot_values(self._definition, self._side, states, instant)
+        values = slot_values(self._definition, self._side, states, instant)
         unknown = np.full((len(states), 1), np.nan, np.float32)
-        rows = np.concatenate([counters, unknown], axis=1).take(self._columns, axis=1)
-        times = np.empty((len(states), 3), np.int64)
-        times[:, 0], times[:, 1], times[:, 2] = bucket, states["seen_at"], states["known_at"]
+        rows = np.concatenate([values, unknown], axis=1).take(self._columns, axis=1)
+        counters, of_slots = rows[:, : self.width], rows[:, self.width :]
+        times = np.stack([states["seen_at"], states["known_at"]], axis=1)
+        if keep:
+            self._by_content.put([self._place_of(content) for content in unique], bucket, counters, of_slots, times)
         of_request = [unique[content] for content in contents]
-        out[at], instants[at] = rows[of_request], times[of_request]
-        places = [self._place_of(content) for content in unique]
-        self._rows[places], self._instants[places] = rows, times
+        return counters[of_request], of_slots[of_request], times[of_request]
 
     def _place_of(self, content: bytes | None) -> int:
         """The place of a state, which may have been that of the state kept longest."""
@@ -171,3 +225,18 @@ class _Side:
                 self._contents.append(content)
             self._places[content] = place
         return place
+
+
+class _Table:
+    """Evaluated states: the bucket in which each was evaluated, its counters, what is kept for all slots, and its times. The last row,
+    which the place -1 selects, is never up to date. Memory is taken when a row is first written."""
+
+    def __init__(self, rows: int, counters: int, of_slots: int) -> None:
+        self.buckets = np.full(rows + 1, NEVER_EVALUATED)
+        self.counters = np.zeros((rows + 1, counters), np.float32)
+        self.of_slots = np.zeros((rows + 1, of_slots), np.float32)
+        self.times = np.zeros((rows + 1, 2), np.int64)
+
+    def put(self, places: Sequence[int] | Ints, bucket: int, counters: Floats, of_slots: Floats, times: Ints) -> None:
+        self.buckets[places], self.counters[places] = bucket, counters
+        self.of_slots[places], self.times[places] = of_slots, times

@@ -36,6 +36,9 @@ _ONE, _TWO = np.array(1.0), np.array(2.0)
 _SERIES = tuple(np.array(2 / power) for power in (13, 11, 9, 7, 5, 3))
 _SQRT_HALF_BITS = np.array(_SQRT_HALF).view(np.int64)
 _EXPONENT_MASK = np.array(-1 << 52)
+_ZERO, _SECOND = np.array(0), np.array(float(SECOND_US))
+_DIFFERENCE = 1e-11  # 20 times what the series leaves out
+_ENDS = np.array([-_DIFFERENCE, _DIFFERENCE]).reshape(2, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,20 @@ def counters(sums: Sums, last: tuple[int, ...], side: Side) -> npt.NDArray[np.fl
 def elapsed(since: Ints) -> Floats:
     """Counters of seconds of microseconds, of any shape; 0 if negative."""
     return log1p(np.maximum(since, 0) / SECOND_US)
+
+
+def elapsed_float32(since: Ints) -> npt.NDArray[np.float32]:
+    """:func:`elapsed` as float32 [n, 2], to the bit, several times faster for many numbers.
+
+    The logarithm of this processor differs from :func:`log1p` by less than :data:`_DIFFERENCE`. Where both ends of that range are one
+    number in float32, it is the one; the few other numbers are computed by :func:`log1p`.
+    """
+    seconds = np.maximum(since, _ZERO) / _SECOND
+    low, high = (np.log1p(seconds) + _ENDS).astype(np.float32)
+    unclear = low != high
+    if np.count_nonzero(unclear):
+        low[unclear] = log1p(seconds[unclear])
+    return low
 
 
 def log_rate(clicks: Ints, views: Ints) -> Floats:
