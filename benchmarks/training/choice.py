@@ -11,7 +11,7 @@ from benchmarks.training.quality import BATCH, DIM, EPOCHS, HIDDEN, Training
 from benchmarks.training.units import Units
 from thinktwice.stats.metrics import logloss
 
-GRID = (1e-4, 3e-4, 1e-3, 3e-3)
+GRID = (1e-4, 3e-4, 5e-4, 1e-3, 3e-3)
 FIRST = {
     "ml_random": 3e-4
 }  # of the grid; elsewhere 1e-3: near the best of earlier measurements, so that a study that is cut short says most

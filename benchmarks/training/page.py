@@ -252,7 +252,7 @@ def _how(result: dict[str, Any]) -> str:
     return f"""## How it was measured
 
 Peers: {peers}, each in an environment of its own with the same build of torch, Adam at 1e-3, at most 20 epochs, early stopping after two
-epochs without a better validation logloss, and FuxiCTR's reduction of the rate. Ours: the recipe `ml-1m`, 8 epochs without augmentation.
+epochs without a better validation logloss, and FuxiCTR's reduction of the rate. Ours: the first run of the recipe `default`, 8 epochs.
 Other work may have run on the machine: CPU time, not wall time, is compared. Commit {result["commit"]}.
 
 {versions}; {result["machine"]["cores"]} cores, {result["machine"]["system"]}."""

@@ -1,8 +1,8 @@
 """Quality of backbones against peers: the same frozen rows, vocabularies, sizes, batches and seeds.
 
 On both sides the L2 is chosen by validation logloss with seed 0, from the same grid, and the weights are those of the best evaluation
-on validation. Ours trains with its recipe's rate schedule, a peer with its default optimizer and rate, early stopping, and where it
-has one its own reduction of the rate.
+on validation. Ours trains like the first run of the recipe ``default``, with a fixed longest length; a peer with its default optimizer and
+rate, early stopping, and where it has one its own reduction of the rate.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from benchmarks.training.units import Arrays, Unit, code_of
 from thinktwice import recipes
 from thinktwice.models import FieldSpace, backbone_config
 from thinktwice.threads import thread_environment
+from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.finetune import fit
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import logits_of
@@ -39,6 +40,7 @@ OUR_CODE = code_of(
     "thinktwice/models/embedding.py",
     "thinktwice/models/blocks.py",
     *(f"thinktwice/models/{name}.py" for name in BACKBONES),
+    "thinktwice/train/averaging.py",
     "thinktwice/train/loop.py",
     "thinktwice/train/optimizer.py",
     "thinktwice/train/run.py",
@@ -58,7 +60,8 @@ class Training:
     def unit(self, work: Path) -> Unit:
         name = f"quality {self.log} {self.side} {self.model} {self.table_l2:g} seed {self.seed}"
         if self.side == OURS:
-            return Unit(name, OUR_CODE, lambda: self._ours(work))
+            settings = self.config.model_dump_json(exclude_defaults=True)
+            return Unit(name, f"{OUR_CODE} {settings}", lambda: self._ours(work))
         peer = PEERS[self.side]
         code = code_of(
             "benchmarks/training/data.py",
@@ -67,22 +70,25 @@ class Training:
         )
         return Unit(name, f"{code} {peer.packages} {PEER_RATE} {PEER_EPOCHS} {PATIENCE}", lambda: self._peer(work))
 
+    @property
+    def config(self) -> FinetuneConfig:
+        """Our settings: the first candidate of the recipe ``default`` but for the L2, and no other one."""
+        alone = {"table_l2": (self.table_l2,), "augmentations": ("none",), "unknown_shares": (), "budget": None}
+        length = {"batch_size": BATCH, "epochs": float(EPOCHS), "trial_epochs": float(EPOCHS)}
+        return recipes.get("default").finetune.model_copy(update=alone | length)
+
     def _ours(self, work: Path) -> Arrays:
         training_set = data.load(self.log, work)
         train, valid, test = (training_set.part(part) for part in data.PARTS)
-        config = recipes.get("ml-1m").finetune.model_copy(
-            update={
-                "table_l2": (self.table_l2,),
-                "augmentations": ("none",),
-                "batch_size": BATCH,
-                "epochs": float(EPOCHS),
-                "trial_epochs": float(EPOCHS),
-            }
-        )
         backbone = backbone_config(self.model, dim=DIM, hidden=HIDDEN)
         start = time.process_time()
         done = fit(
-            train, valid, FieldSpace.of(training_set.schema, training_set.encoder), backbone, config, seed=self.seed
+            train,
+            valid,
+            FieldSpace.of(training_set.schema, training_set.encoder),
+            backbone,
+            self.config,
+            seed=self.seed,
         )
         facts = [time.process_time() - start, len(train) * EPOCHS, done.epochs]
         logit = {part: logits_of(done.model, BlockLoader(rows)) for part, rows in (("valid", valid), ("test", test))}
