@@ -1,13 +1,14 @@
-"""The choice of L2: the same grid for every model of every side, by validation logloss with seed 0."""
+"""The choice of L2, the same grid for every model of every side, and of our schedule: by validation logloss with seed 0."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.training import data
 from benchmarks.training.peers.environment import PEERS
-from benchmarks.training.quality import BATCH, DIM, EPOCHS, HIDDEN, Training
+from benchmarks.training.quality import BATCH, DIM, EPOCHS, HIDDEN, OURS, RECIPES, Training
 from benchmarks.training.units import Units
 from thinktwice.stats.metrics import logloss
 
@@ -23,17 +24,24 @@ def grid_of(log: str) -> tuple[float, ...]:
     return (first, *sorted((value for value in GRID if value != first), key=lambda value: abs(math.log(value / first))))
 
 
-def chosen_l2(units: Units, work: Path, side: str, model: str, log: str) -> float | None:
-    """The L2 of the lowest validation logloss with seed 0 among those that are done; None if none is."""
+def trainings(side: str, model: str, log: str, values: Iterable[float]) -> Iterator[Training]:
+    """What a model is chosen from, with seed 0: every L2 of ``values``, and ours with either schedule."""
+    for table_l2 in values:
+        for schedule in RECIPES if side == OURS else list(RECIPES)[:1]:
+            yield Training(side, model, log, table_l2, schedule=schedule)
+
+
+def best_training(units: Units, work: Path, side: str, model: str, log: str) -> Training | None:
+    """The training of the lowest validation logloss among those that are done; None if none is."""
     done = {}
-    for table_l2 in GRID:
-        found = units.found(Training(side, model, log, table_l2).unit(work))
+    for training in trainings(side, model, log, grid_of(log)):
+        found = units.found(training.unit(work))
         if found is not None:
-            done[table_l2] = found["valid"]
+            done[training] = found["valid"]
     if not done:
         return None
     label = data.load(log, work).part("valid").label
-    return min(done, key=lambda table_l2: logloss(label, done[table_l2]))
+    return min(done, key=lambda training: logloss(label, done[training]))
 
 
 def described() -> dict[str, object]:

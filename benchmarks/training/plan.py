@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.training import pretraining, recipe_cost, unknown
-from benchmarks.training.choice import chosen_l2, grid_of
+from benchmarks.training.choice import best_training, grid_of, trainings
 from benchmarks.training.days import SIDES, Days
 from benchmarks.training.peers.environment import PEERS
-from benchmarks.training.quality import BACKBONES, OURS, SHARED, Training
+from benchmarks.training.quality import BACKBONES, OURS, SHARED
 from benchmarks.training.recipe_cost import BEFORE, NOW, Recipe
 from benchmarks.training.roof import Roof
 from benchmarks.training.units import Unit, Units
@@ -73,9 +73,9 @@ def units(kept: Units, work: Path, seeds: int) -> Iterator[Unit]:
         for log in MOVIELENS:
             for side in (OURS, *PEERS):
                 for model in BACKBONES if side == OURS else SHARED:
-                    chosen = chosen_l2(kept, work, side, model, log)
-                    if chosen is not None:
-                        yield Training(side, model, log, chosen, seed).unit(work)
+                    best = best_training(kept, work, side, model, log)
+                    if best is not None:
+                        yield replace(best, seed=seed).unit(work)
         yield from _recipe(work, ("ml_100k_random", *RECIPE_LOGS), (seed,))
         yield from _pretraining(work, (*MODES, *ABLATIONS), SHARES, (seed,))
         yield from unknown.units_of(work, UNKNOWN_LOGS, range(seed, seed + 1))
@@ -96,7 +96,7 @@ def _grid(work: Path, log: str, trained: list[tuple[str, str]], values: int | No
     """Every model with the first ``values`` of the grid; None: with all."""
     for table_l2 in grid_of(log)[:values]:
         for side, model in trained:
-            yield Training(side, model, log, table_l2).unit(work)
+            yield from (training.unit(work) for training in trainings(side, model, log, (table_l2,)))
 
 
 def _recipe(work: Path, logs: tuple[str, ...], seeds: Iterable[int]) -> Iterator[Unit]:

@@ -1,8 +1,8 @@
 """Quality of backbones against peers: the same frozen rows, vocabularies, sizes, batches and seeds.
 
 On both sides the L2 is chosen by validation logloss with seed 0, from the same grid, and the weights are those of the best evaluation
-on validation. Ours trains like the first run of the recipe ``default``, with a fixed longest length; a peer with its default optimizer and
-rate, early stopping, and where it has one its own reduction of the rate.
+on validation. Ours trains for a fixed longest length by one of our two schedules, chosen in the same way, and makes no value unknown; a peer
+with its default optimizer and rate, early stopping, and where it has one its own reduction of the rate.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.training.units import Arrays, Unit, code_of
 from thinktwice import recipes
 from thinktwice.models import FieldSpace, backbone_config
 from thinktwice.threads import thread_environment
-from thinktwice.train.config import FinetuneConfig
+from thinktwice.train.config import FinetuneConfig, Schedule
 from thinktwice.train.finetune import fit
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import logits_of
@@ -33,6 +33,7 @@ DIM, HIDDEN, BATCH, EPOCHS = 16, (128, 64), 1024, 8
 PEER_RATE, PEER_EPOCHS, PATIENCE = 1e-3, 20, 2
 SHARED = ("deepfm", "dcnv2")  # models that peers have too
 BACKBONES = (*SHARED, "finalmlp", "masknet", "autoint")
+RECIPES: dict[Schedule, str] = {"averaged": "default", "linear": "ml-1m"}  # the recipe with the rate of a schedule
 FACTS = ("cpu_s", "rows", "epochs")
 SCORES = ("benchmarks/training/quality.py", "benchmarks/training/data.py")
 OUR_CODE = code_of(
@@ -49,16 +50,18 @@ OUR_CODE = code_of(
 
 @dataclass(frozen=True)
 class Training:
-    """One training of ``side``, ours or a peer."""
+    """One training of ``side``, ours or a peer; ``schedule`` is ours alone."""
 
     side: str
     model: str
     log: str
     table_l2: float
     seed: int = 0
+    schedule: Schedule = "averaged"
 
     def unit(self, work: Path) -> Unit:
-        name = f"quality {self.log} {self.side} {self.model} {self.table_l2:g} seed {self.seed}"
+        linear = " linear" if self.schedule == "linear" else ""
+        name = f"quality {self.log} {self.side} {self.model}{linear} {self.table_l2:g} seed {self.seed}"
         if self.side == OURS:
             settings = self.config.model_dump_json(exclude_defaults=True)
             return Unit(name, f"{OUR_CODE} {settings}", lambda: self._ours(work))
@@ -72,10 +75,16 @@ class Training:
 
     @property
     def config(self) -> FinetuneConfig:
-        """Our settings: the first candidate of the recipe ``default`` but for the L2, and no other one."""
-        alone = {"table_l2": (self.table_l2,), "augmentations": ("none",), "unknown_shares": (), "budget": None}
+        """Our settings: those of a recipe with the schedule, for a single run without unknown values."""
+        alone = {
+            "table_l2": (self.table_l2,),
+            "augmentations": ("none",),
+            "unknown_share": 0.0,
+            "unknown_shares": (),
+            "budget": None,
+        }
         length = {"batch_size": BATCH, "epochs": float(EPOCHS), "trial_epochs": float(EPOCHS)}
-        return recipes.get("default").finetune.model_copy(update=alone | length)
+        return recipes.get(RECIPES[self.schedule]).finetune.model_copy(update=alone | length)
 
     def _ours(self, work: Path) -> Arrays:
         training_set = data.load(self.log, work)

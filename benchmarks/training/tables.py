@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.quality import logistic_regression_logits
 from benchmarks.training import data, plan, pretraining, recipe_cost
-from benchmarks.training.choice import GRID, chosen_l2, described
+from benchmarks.training.choice import GRID, best_training, described
 from benchmarks.training.days import SIDES, Days
 from benchmarks.training.paired import Rows
 from benchmarks.training.peers.environment import PEERS
@@ -54,12 +54,12 @@ def quality_table(done: Done, log: str) -> Table | None:
     results: dict[tuple[str, str], dict[int, Arrays]] = {}
     rows: list[Table] = []
     for side, model in sides:
-        chosen = chosen_l2(done.units, done.work, side, model, log)
-        if chosen is None:
+        best_of = best_training(done.units, done.work, side, model, log)
+        if best_of is None:
             continue
-        units = {s: Training(side, model, log, chosen, s).unit(done.work) for s in range(done.seeds)}
+        units = {s: replace(best_of, seed=s).unit(done.work) for s in range(done.seeds)}
         results[side, model] = found = done.by_seed(units)
-        rows.append(_quality_row(done, log, side, model, chosen, found))
+        rows.append(_quality_row(done, best_of, found))
     if not rows:
         return None
     measured = done.rows(log)
@@ -84,21 +84,22 @@ def quality_table(done: Done, log: str) -> Table | None:
     return out
 
 
-def _quality_row(done: Done, log: str, side: str, model: str, chosen: float, found: dict[int, Arrays]) -> Table:
-    training_set = data.load(log, done.work)
+def _quality_row(done: Done, training: Training, found: dict[int, Arrays]) -> Table:
+    training_set = data.load(training.log, done.work)
     valid, test = training_set.part("valid").label, training_set.part("test").label
     facts = np.array([result["facts"] for result in found.values()])
-    tried = [l2 for l2 in GRID if done.found(Training(side, model, log, l2).unit(done.work)) is not None]
+    tried = [l2 for l2 in GRID if done.found(replace(training, table_l2=l2).unit(done.work)) is not None]
     losses = []
     for result in found.values():
         calibration = fit_calibration(result["valid"], valid)
         losses.append(logloss(test, calibration.a * result["test"] + calibration.b))
     return {
-        "side": side,
-        "model": model,
-        "table_l2": chosen,
+        "side": training.side,
+        "model": training.model,
+        "table_l2": training.table_l2,
+        "schedule": training.schedule if training.side == OURS else None,
         "tried": sorted(tried),
-        "at_an_end": len(tried) < len(GRID) or chosen in (min(GRID), max(GRID)),
+        "at_an_end": len(tried) < len(GRID) or training.table_l2 in (min(GRID), max(GRID)),
         "seeds": len(found),
         "auc": float(np.mean([auc(test, result["test"]) for result in found.values()])),
         "logloss": float(np.mean(losses)),

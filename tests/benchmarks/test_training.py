@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.training import bars, data, days, page, plan, pretraining, recipe_cost, roof, tables, unknown
-from benchmarks.training.choice import GRID, chosen_l2, grid_of
+from benchmarks.training.choice import GRID, best_training, grid_of, trainings
 from benchmarks.training.data import Log
 from benchmarks.training.days import SIDES, Days
 from benchmarks.training.paired import Rows
@@ -190,18 +190,32 @@ def test_the_plan_has_every_unit_and_the_short_form_is_part_of_it(done: tuple[Pa
     assert Training("FuxiCTR", "deepfm", "ml_time", 1e-3, 1).unit(work).name in distinct  # the L2 that is done
     assert grid_of("ml_random")[0] == 3e-4 and sorted(grid_of("ml_time")) == sorted(GRID)
     quick = [unit.name for unit in plan.quick_units(work)]
-    assert len(quick) == 8 + len(TRAINED) and not any(peer in name for peer in PEERS for name in quick)
+    assert len(quick) == 9 + len(TRAINED) and not any(peer in name for peer in PEERS for name in quick)
 
 
 def test_the_l2_of_the_lowest_validation_logloss_is_chosen(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     label = data.load("ml_time", done[0]).part("valid").label
     units = Units(tmp_path)
-    assert chosen_l2(units, done[0], "FuxiCTR", "deepfm", "ml_time") is None
+    assert best_training(units, done[0], "FuxiCTR", "deepfm", "ml_time") is None
     for table_l2, size in ((1e-4, 0.0), (1e-3, 1.0), (3e-3, -1.0)):
         unit = replace(PEER, table_l2=table_l2).unit(done[0])
         scores = {"valid": (label - 0.5) * size, "test": label, "facts": label}
         units.do(replace(unit, compute=lambda scores=scores: scores))
-    assert chosen_l2(units, done[0], "FuxiCTR", "deepfm", "ml_time") == 1e-3
+    assert best_training(units, done[0], "FuxiCTR", "deepfm", "ml_time") == PEER
+
+
+def test_our_schedule_is_chosen_like_the_l2(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    ours = list(trainings(OURS, "deepfm", "ml_time", grid_of("ml_time")))
+    assert len(ours) == len({training.unit(done[0]).name for training in ours}) == 2 * len(GRID)
+    assert [training.table_l2 for training in trainings("FuxiCTR", "deepfm", "ml_time", GRID)] == list(GRID)
+    assert {training.config.schedule for training in ours} == {"averaged", "linear"}
+    assert len({(training.config.schedule, training.config.rate) for training in ours}) == 2
+    assert all(training.config.unknown_share == 0 and training.config.budget is None for training in ours)
+    label, units = data.load("ml_time", done[0]).part("valid").label, Units(tmp_path)
+    for training, size in zip(ours, (0.2, 1.0, 0.5), strict=False):
+        scores = {"valid": (label - 0.5) * size, "test": label, "facts": label}
+        units.do(replace(training.unit(done[0]), compute=lambda scores=scores: scores))
+    assert best_training(units, done[0], OURS, "deepfm", "ml_time") == ours[1]
 
 
 def test_the_hash_of_code_is_that_of_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
