@@ -11,12 +11,10 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from thinktwice.data.encoded import Batch
 from thinktwice.models import Backbone
@@ -29,30 +27,21 @@ ONE = 1e-5  # seconds below which a call is repeated within one measurement
 aten = torch.ops.aten
 
 
-class _Recorder(TorchDispatchMode):
-    """Counts the shapes of all matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: Counter[Shape] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet = getattr(function, "overloadpacket", None)
-        if packet in (aten.mm, aten.bmm):
-            self._count(*args[:2])
-        elif packet in (aten.addmm, aten.baddbmm):
-            self._count(*args[1:3])
-        return function(*args, **(kwargs or {}))
-
-    def _count(self, a: Tensor, b: Tensor) -> None:
-        self.shapes[(a.shape[0] if a.dim() == 3 else 1, a.shape[-2], a.shape[-1], b.shape[-1])] += 1
-
-
 def products_of(model: Backbone, request: Batch) -> Counter[Shape]:
     """Shapes of the products in one request, with how often each occurs."""
-    with torch.no_grad(), _Recorder() as recorder:
+    shapes: Counter[Shape] = Counter()
+
+    def product(a: torch.Size, b: torch.Size, *rest: object, **options: object) -> int:
+        shapes[(a[0] if len(a) == 3 else 1, a[-2], a[-1], b[-1])] += 1
+        return 0
+
+    def sum_and_product(start: torch.Size, a: torch.Size, b: torch.Size, *rest: object, **options: object) -> int:
+        return product(a, b)
+
+    counted = {aten.mm: product, aten.bmm: product, aten.addmm: sum_and_product, aten.baddbmm: sum_and_product}
+    with FlopCounterMode(display=False, custom_mapping=counted):
         model(request)
-    return recorder.shapes
+    return shapes
 
 
 def floor_seconds(shapes: Counter[Shape]) -> float:

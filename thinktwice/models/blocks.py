@@ -13,20 +13,8 @@ from thinktwice.data.encoded import Batch
 BASE_ROWS = 128  # rows of one base pass
 ESCALATED_ROWS = 32  # rows of one second opinion
 FIXED = (BASE_ROWS,)
-SIZES = (
-    1,
-    4,
-    8,
-    16,
-    32,
-    48,
-    64,
-    96,
-    128,
-    192,
-    256,
-    512,
-)  # rows of a call, for backends verified to give the same bits at all these sizes
+SIZES = (1, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 104, 112, 128, 160, 192, 256, 384, 512)
+"""Rows of a call, for backends verified to give the same bits at all these sizes."""
 
 
 def blocks_of(total: int, sizes: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -57,7 +57,7 @@ class Folded(Backend):
         self._table[model.fields.num_rows, :used] += bias
         self._out = model.out.weight.t().contiguous() if isinstance(model, DeepFM) else torch.zeros(0, 1)
         self._half = torch.full((self._pairs, 1), 0.5)
-        self._others = OtherFields(model.embedding, MAX_BYTES)
+        self._others = OtherFields(model.embedding, values, MAX_BYTES)
         self._number = (model.num_fields - columns) * (model.dim + 1)
         self._lists = self._fold_lists()
 

@@ -47,10 +47,11 @@ class Lookup:
     """Field vectors [B, N, D] of the rows of a batch, as :meth:`FieldEmbedding.forward` gives them with ``table``."""
 
     def __init__(self, embedding: FieldEmbedding, table: Tensor | None) -> None:
-        self._table: Floats = (embedding.table if table is None else table).detach().numpy()
+        table = embedding.table if table is None else table
+        self._table: Floats = table.detach().numpy()
         self._offsets = embedding.offsets.numpy()
         self._fields = embedding.fields.num_fields
-        self._others = OtherFields(embedding, MAX_POOLED_BYTES)
+        self._others = OtherFields(embedding, table, MAX_POOLED_BYTES)
 
     def __call__(self, batch: Batch, sizes: tuple[int, ...]) -> Tensor:
         rows, columns, width = len(batch), len(self._offsets), self._table.shape[1]
@@ -73,12 +74,13 @@ class OtherFields:
     """Vectors of the fields that are no columns: sequences, vectors, groups of counters.
 
     Args:
+        table: [rows, D] of the columns, which target attention reads.
         max_bytes: of the copy of one column whose values a sequence contains.
     """
 
-    def __init__(self, embedding: FieldEmbedding, max_bytes: int) -> None:
+    def __init__(self, embedding: FieldEmbedding, table: Tensor, max_bytes: int) -> None:
         self._embedding, self._fields = embedding, embedding.fields
-        encoders = [_sequence(embedding, position, max_bytes) for position in range(len(self._fields.sequences))]
+        encoders = [_sequence(embedding, table, position, max_bytes) for position in range(len(self._fields.sequences))]
         self._sequences = list(zip(self._fields.sequences, encoders, strict=True))
         self._counted = None if self._fields.counters is None else _Counted.of(embedding)
 
@@ -112,13 +114,14 @@ class _Sequence(Protocol):
         """Vectors [B, D] of one sequence, or [1, D] if all rows share it."""
 
 
-def _sequence(embedding: FieldEmbedding, position: int, max_bytes: int) -> _Sequence:
+def _sequence(embedding: FieldEmbedding, table: Tensor, position: int, max_bytes: int) -> _Sequence:
     encoder, fill = embedding.sequences[position], embedding.extra_fill.detach()[position]
     if isinstance(encoder, TargetAttention):
-        return _Attention(embedding, encoder, fill)
+        fits = _Attention.copied(encoder, len(fill)) <= max_bytes
+        return _Attention(embedding, table, encoder, fill) if fits else _Live(embedding, encoder, fill)
     assert isinstance(encoder, (MeanPooling, ListPooling))
     values = len(encoder.values) if isinstance(encoder, ListPooling) else encoder.num_values
-    copied = 4 * aligned(embedding.table.shape[1] + 1) * values
+    copied = 4 * aligned(len(fill) + 1) * values
     return (_Pooling if copied <= max_bytes else _Live)(embedding, encoder, fill)
 
 
@@ -148,57 +151,77 @@ class _Pooling:
         if count.all():
             return np.asarray(total[:, :width] / count)
         known = count > 0
-        return np.where(known, total[:, :width] / np.where(known, count, np.float32(1)), self._fill)
+        mean = total[:, :width] / (count + ~known)
+        mean[~known[:, 0]] = self._fill
+        return np.asarray(mean)
 
 
 class _Attention:
-    """A :class:`TargetAttention`. The first layer of its unit is linear in the target t, the value b, t - b and t * b: the weights of
-    the difference are added to those of t and b, and the part of t is computed once per row."""
+    """A :class:`TargetAttention` whose first layer is folded: it is linear in the target t, the value b, t - b and t * b, so only the
+    part of t * b is a product; those of t and b are rows of tables [values, H]. The copied table [values, at least D] of the
+    vectors is zero at padding."""
 
-    def __init__(self, embedding: FieldEmbedding, encoder: TargetAttention, fill: Tensor) -> None:
-        self._name, self._column, self._fill = encoder.name, encoder.column, fill
+    def __init__(self, embedding: FieldEmbedding, table: Tensor, encoder: TargetAttention, fill: Tensor) -> None:
+        self._name, self._column, self._fill = encoder.name, encoder.column, fill.numpy()
         first, *deeper = [layer for layer in encoder.unit if isinstance(layer, nn.Linear)]
-        target, value, difference, product = first.weight.detach().chunk(4, dim=1)
-        self._dim = target.shape[1]
-        self._target = (target + difference).t().contiguous()
-        self._value = torch.cat([value - difference, product], dim=1).t().contiguous()
-        self._bias = first.bias.detach()
+        of_target, of_value, of_difference, of_product = first.weight.detach().chunk(4, dim=1)
+        self._dim, self._product = of_target.shape[1], of_product.t().contiguous()
         self._deeper = [(layer.bias.detach(), layer.weight.detach().t().contiguous()) for layer in deeper]
-        self._table = embedding.table.detach()[encoder.first_row : encoder.first_row + encoder.num_values]
-        self._values = self._table.numpy()
+        column = slice(encoder.first_row, encoder.first_row + encoder.num_values)
+        targets, values = table.detach()[column], embedding.table.detach()[column]
+        weights = (of_target + of_difference).t()
+        self._of_target: Floats = torch.addmm(first.bias.detach(), targets[:, : self._dim], weights).numpy()
+        self._of_value: Floats = (values[:, : self._dim] @ (of_value - of_difference).t()).numpy()
+        self._values: Floats = values.numpy()
+        self._table = torch.zeros(len(values), aligned(len(fill)))
+        self._table[1:, : len(fill)] = values[1:]
+
+    @staticmethod
+    def copied(encoder: TargetAttention, width: int) -> int:
+        """Bytes of the tables for vectors of this width."""
+        first = encoder.unit[0]
+        assert isinstance(first, nn.Linear)
+        return 4 * (2 * first.out_features + aligned(width)) * encoder.num_values
 
     def __call__(self, batch: Batch, columns: Tensor, sizes: tuple[int, ...]) -> Floats:
+        index = batch.sequences[self._name]
         target = columns[:, self._column, : self._dim]
-        return in_blocks(self._attended, target, batch.sequences[self._name], sizes=sizes).numpy()
+        found = in_blocks(self._attended, batch.ids[:, self._column], target, index, sizes=sizes).numpy()
+        known = index.numpy().any(axis=1, keepdims=True)
+        return found if known.all() else np.where(known, found, self._fill)
 
-    def _attended(self, target: Tensor, index: Tensor) -> Tensor:
-        """Vectors [B, D] of targets [B, dim] and values index [B, L]."""
-        rows, length, dim = *index.shape, self._dim
+    def _attended(self, ids: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        """Vectors [B, D] of targets, their values [B] and vectors [B, dim], and the values index [B, L]."""
         places = index.numpy()
-        inputs = np.empty((rows, length, 2 * dim), np.float32)
-        inputs[..., :dim] = self._values.take(places, axis=0)[..., :dim]
-        np.multiply(inputs[..., :dim], target.numpy()[:, None], out=inputs[..., dim:])
-        hidden = torch.mm(torch.from_numpy(inputs).view(rows * length, 2 * dim), self._value).view(rows, length, -1)
-        hidden = hidden.add_(torch.addmm(self._bias, target, self._target)[:, None]).view(rows * length, -1)
+        each = torch.from_numpy(self._values.take(places, axis=0))[..., : self._dim]
+        product = (each * target[:, None]).view(-1, self._dim)
+        hidden = torch.from_numpy(self._of_value.take(places, axis=0))
+        hidden += torch.from_numpy(self._of_target.take(ids.numpy(), axis=0))[:, None]
+        hidden = hidden.view(len(product), -1).addmm_(product, self._product)
         for bias, weight in self._deeper:
             hidden = torch.addmm(bias, hidden.relu_(), weight)
-        known = places != 0
-        weights = hidden.view(rows, length) * torch.from_numpy(known)
-        return torch.where(
-            torch.from_numpy(known.any(axis=1, keepdims=True)), sums(self._table, index, weights), self._fill
-        )
+        return sums(self._table, index, hidden)[:, : len(self._fill)]
 
 
 class _Live:
-    """A sequence of a column too large to copy: its encoder reads the table itself, row by row."""
+    """A sequence of a column too large to copy: its encoder reads the table itself."""
 
-    def __init__(self, embedding: FieldEmbedding, encoder: MeanPooling | ListPooling, fill: Tensor) -> None:
+    def __init__(
+        self, embedding: FieldEmbedding, encoder: MeanPooling | ListPooling | TargetAttention, fill: Tensor
+    ) -> None:
         self._encoder, self._table, self._fill = encoder, embedding.table, fill
+        self._weighted = encoder.name in embedding.fields.weighted
 
     def __call__(self, batch: Batch, columns: Tensor, sizes: tuple[int, ...]) -> Floats:
-        known = (batch.sequences[self._encoder.name] != 0).any(dim=1, keepdim=True)
-        encoded = self._encoder(batch, columns, self._table, sparse=False)
-        return torch.where(known, encoded, self._fill).numpy()
+        index = batch.sequences[self._encoder.name]
+        weights = [batch.weights[self._encoder.name]] if self._weighted else []
+        return in_blocks(self._encoded, index, columns, *weights, sizes=sizes).numpy()
+
+    def _encoded(self, index: Tensor, columns: Tensor, *weights: Tensor) -> Tensor:
+        name = self._encoder.name
+        rows = Batch(index, {name: index}, weights=dict.fromkeys([name], *weights) if weights else {})
+        encoded = self._encoder(rows, columns, self._table, sparse=False)
+        return torch.where((index != 0).any(dim=1, keepdim=True), encoded, self._fill)
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,12 @@ def _sum(x: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = Fa
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if len(weight) > 1:
-        return F.linear(x, weight, bias)
+    if len(weight) > 1:  # of a matrix: the runtime adds a bias within such a product only
+        return (
+            F.linear(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+            if x.dim() > 2
+            else F.linear(x, weight, bias)
+        )
     wide = F.linear(x, torch.cat([weight] * COLUMNS))[..., :1]
     return wide if bias is None else wide + bias
 
