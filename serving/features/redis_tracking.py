@@ -84,13 +84,14 @@ class TrackedFields:
         slots = self._slots_of(names, places)
         for _ in range(ATTEMPTS):
             self._changed.clear()
-            missing = self._missing(names, slots)
+            versions = self._versions.take(slots)
+            missing = self._missing(names, versions)
             answers = self._answers([*commands, *map(self._command, missing)], end)
             for name, value in zip(missing, answers[len(commands) :] if missing else (), strict=True):
                 if name not in self._changed:
                     self._keep(self._slots[name], value)
             if not self._changed or (self._always not in self._changed and self._changed.isdisjoint(names)):
-                kept = KeptItems(self._values, Marks(slots, self._versions.take(slots)))
+                kept = KeptItems(self._values, Marks(slots, self._versions.take(slots) if missing else versions))
                 return self._values[_ALWAYS], kept, answers[: len(commands)]
         return None
 
@@ -144,11 +145,10 @@ class TrackedFields:
                 self._versions = np.concatenate([self._versions, np.zeros_like(self._versions)])
         return slot
 
-    def _missing(self, names: Sequence[Name], slots: Any) -> list[Name]:
+    def _missing(self, names: Sequence[Name], versions: Any) -> list[Name]:
         """The names, without repeats, whose fields must be read."""
-        versions = self._versions.take(slots)
         always = [] if self._versions[_ALWAYS] else [self._always]
-        if np.count_nonzero(versions) == len(slots):
+        if np.count_nonzero(versions) == len(versions):
             return always
         return [*always, *dict.fromkeys(names[n] for n in np.flatnonzero(versions == 0).tolist())]
 

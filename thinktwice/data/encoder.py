@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +48,18 @@ def hash_user(value: str | None) -> int:
     return -1 if value is None else xxhash.xxh3_64_intdigest(value.encode()) >> 1
 
 
+@dataclass(frozen=True)
+class _SidePlan:
+    """How some fields are encoded: their columns; position among these, name and index (None for a number) of the fields with values;
+    position, cross and positions of the two parents of the crosses; and the sequences and vectors."""
+
+    columns: tuple[int, ...]
+    values: tuple[tuple[int, str, Mapping[str, int] | None], ...]
+    crosses: tuple[tuple[int, CrossIndex, int, int], ...]
+    sequences: tuple[ModelField, ...]
+    vectors: tuple[ModelField, ...]
+
+
 class Encoder:
     """Vocabularies and bucket bounds of one model.
 
@@ -84,6 +97,7 @@ class Encoder:
         self.num_values = tuple(
             len(vocabularies[f.name]) + 1 if f.kind == "categorical" else len(bounds[f.name]) + 2 for f in self.columns
         )
+        self._plans: dict[frozenset[str], _SidePlan] = {}
         place = {f.name: c for c, f in enumerate(self.columns)}
         self.crosses = tuple(
             CrossIndex.of(
@@ -230,16 +244,10 @@ class Encoder:
     def encode_side(self, rows: Sequence[Mapping[str, Any]], names: Collection[str]) -> Side:
         """Encode the fields ``names`` of some rows; other values in the rows are ignored. A cross is left out, unless its two fields are
         among the names: :meth:`join` adds it."""
-        columns = [
-            (c, f) for c, f in enumerate(self.columns) if f.name in names and all(name in names for name in f.crossed)
-        ]
-        ids = np.empty((len(rows), len(columns)), np.int64)
-        for position, (_, f) in enumerate(columns):
-            name = f.name
-            if f.crossed:
-                continue
-            if f.kind == "categorical":
-                index = self._index[name]
+        plan = self._plan(names if isinstance(names, frozenset) else frozenset(names))
+        ids = np.empty((len(rows), len(plan.columns)), np.int64)
+        for position, name, index in plan.values:
+            if index is not None:
                 ids[:, position] = [
                     index.get(v if type(v := row.get(name)) is str and v else canonical(self._plain(v)), 0)
                     for row in rows
@@ -250,16 +258,10 @@ class Encoder:
                     ids[0, position] = 0 if values[0] != values[0] else bisect_right(self._borders[name], values[0]) + 1
                 else:
                     ids[:, position] = self._bucket(name, np.asarray(values, np.float64))
-        if self.crosses:
-            place = {c: position for position, (c, _) in enumerate(columns)}
-            for cross in self.crosses:
-                if cross.column in place:
-                    a, b = (place[parent] for parent in cross.parents)
-                    ids[:, place[cross.column]] = cross.index(ids[:, a], ids[:, b])
+        for position, cross, a, b in plan.crosses:
+            ids[:, position] = cross.index(ids[:, a], ids[:, b])
         sequences, weights = {}, {}
-        for f in self.sequences:
-            if f.name not in names:
-                continue
+        for f in plan.sequences:
             if f.weights:
                 sequences[f.name], weights[f.name] = self._encode_weighted(f, rows)
                 continue
@@ -272,16 +274,39 @@ class Encoder:
                 block[r, : len(known)] = known
             sequences[f.name] = block
         vectors = {}
-        for f in self.vectors:
-            if f.name not in names:
-                continue
+        for f in plan.vectors:
             matrix = np.full((len(rows), f.dim), np.nan, np.float32)
             for r, row in enumerate(rows):
                 value = row.get(f.name)
                 if value is not None and len(value) == f.dim:
                     matrix[r] = value
             vectors[f.name] = matrix
-        return Side(tuple(c for c, _ in columns), ids, sequences, vectors, weights)
+        return Side(plan.columns, ids, sequences, vectors, weights)
+
+    def _plan(self, names: frozenset[str]) -> _SidePlan:
+        """What :meth:`encode_side` does for these names, found once."""
+        plan = self._plans.get(names)
+        if plan is None:
+            columns = [
+                c for c, f in enumerate(self.columns) if f.name in names and all(name in names for name in f.crossed)
+            ]
+            place = {c: position for position, c in enumerate(columns)}
+            plan = self._plans[names] = _SidePlan(
+                tuple(columns),
+                tuple(
+                    (place[c], f.name, self._index[f.name] if f.kind == "categorical" else None)
+                    for c in columns
+                    if not (f := self.columns[c]).crossed
+                ),
+                tuple(
+                    (place[cross.column], cross, place[cross.parents[0]], place[cross.parents[1]])
+                    for cross in self.crosses
+                    if cross.column in place
+                ),
+                tuple(f for f in self.sequences if f.name in names),
+                tuple(f for f in self.vectors if f.name in names),
+            )
+        return plan
 
     def _encode_weighted(self, f: ModelField, rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
         """Indices [n, L] and weights [n, L] of a list with weights. Elements that are unknown, missing or of weight 0 are left out."""

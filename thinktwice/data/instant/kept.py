@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float32]
 
 MAX_BYTES = {"user": 16 << 20, "item": 64 << 20}  # of the kept states of a side, about
 ENTRY_BYTES = 200  # of one kept state, beside its bytes and counters
+WHOLE = 64  # numbers of all slots that are read as a whole, which takes less time than to find some of them
 NEVER_EVALUATED = np.iinfo(np.int64).min  # a bucket of no instant
 
 
@@ -187,7 +188,7 @@ class _Side:
                 current = table.buckets.take(places) == bucket
                 current &= self._versions.take(places) == marks.versions
             counters, times = table.counters.take(places, axis=0), table.times.take(places, axis=0)
-            of_slots = table.of_slots.take(places[:, None] * table.of_slots.shape[1] + chosen)
+            of_slots = table.chosen(places, chosen)
             if np.count_nonzero(current) < len(places):
                 at = np.flatnonzero(~current)
                 evaluated = self._evaluated([contents[n] for n in at.tolist()], instant, bucket, marks is None)
@@ -236,6 +237,13 @@ class _Table:
         self.counters = np.zeros((rows + 1, counters), np.float32)
         self.of_slots = np.zeros((rows + 1, of_slots), np.float32)
         self.times = np.zeros((rows + 1, 2), np.int64)
+
+    def chosen(self, places: Ints, columns: Ints) -> Floats:
+        """These columns of what is kept for all slots."""
+        width = self.of_slots.shape[1]
+        if width <= WHOLE:
+            return self.of_slots.take(places, axis=0).take(columns, axis=1)
+        return self.of_slots.take(places[:, None] * width + columns)
 
     def put(self, places: Sequence[int] | Ints, bucket: int, counters: Floats, of_slots: Floats, times: Ints) -> None:
         self.buckets[places], self.counters[places] = bucket, counters
