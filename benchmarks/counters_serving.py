@@ -8,6 +8,9 @@ alternate between the two, so that both meet the same load of the machine. CPU t
 Measured with two trunks. The bars hold for one of the size that the recipe ``ml-1m`` trains (DeepFM, dim 16, layers of 128 and 64).
 The smallest one of the tests (dim 4, one layer of 8), which nobody serves, stands beside it without a bar: its model costs next to
 nothing, so its ratio is that of everything around the model.
+
+The states of the users and items are those of earlier requests, as they are for most items. A user who asks for the first time since his
+last outcome has a state that is evaluated anew: the first request of each user is a figure of its own, without a bar.
 """
 
 from __future__ import annotations
@@ -33,9 +36,11 @@ from thinktwice.models.config import AnyBackboneConfig
 RESULT = Path(__file__).parent / "results" / "counters_serving.json"
 CANDIDATES, USERS, ITEMS = 100, 200, 1000
 MODES = ("off", "corrected")
+FIGURES = ("first_cpu_ms", "cpu_ms", "wall_ms", "other_ms")
+FIRST = "CPU time of the first request of a user without counters over with"
 SERVED, TINY = "ml-1m", "tiny"  # trunks
 THROUGHPUT, OTHER_MS = 0.85, 1.0
-WARM = 20
+BODIES = 200  # one per user; the first requests of all are measured apart
 
 
 def main() -> None:
@@ -51,7 +56,7 @@ def main() -> None:
     values = {name: _ratios(found) for name, found in figures.items()}
     bounds = (f">= {THROUGHPUT}", f">= {THROUGHPUT}", f"<= {OTHER_MS}")
     bars = []
-    for (name, value), bound in zip(values[SERVED].items(), bounds, strict=True):
+    for (name, value), bound in zip(values[SERVED].items(), bounds, strict=False):  # the last has no bound
         limit = float(bound[3:])
         holds = value >= limit if bound[0] == ">" else value <= limit
         bars.append({"name": name, "value": value, "bound": bound, "holds": holds})
@@ -61,7 +66,7 @@ def main() -> None:
             "trunks": {name: trunk.model_dump(mode="json") for name, trunk in trunks.items()},
             "figures": figures,
             "bars": bars,
-            TINY: values[TINY],
+            "values": values,
             "quick": quick,
             "machine": {"system": platform.platform(), "cores": os.cpu_count(), "load": list(os.getloadavg())},
             "versions": {n: version(n) for n in ("torch", "numpy", "redis", "hiredis", "feast")},
@@ -69,6 +74,7 @@ def main() -> None:
     )
     for bar in bars:
         print(f"{'holds' if bar['holds'] else 'FAILS'}  {bar['name']}: {bar['value']:.3f} ({bar['bound']})")
+    print(f"       {FIRST}: {values[SERVED][FIRST]:.3f}")
     for name, value in values[TINY].items():
         print(f"       {name}, with the trunk of the tests: {value:.3f}")
     if not all(bar["holds"] for bar in bars):
@@ -77,11 +83,12 @@ def main() -> None:
 
 def _ratios(figures: dict[str, Any]) -> dict[str, float]:
     """What is compared with and without counters, by name."""
-    cpu, wall = ({m: figures[m][name]["p50"] for m in MODES} for name in ("cpu_ms", "wall_ms"))
+    first, cpu, wall = ({m: figures[m][name]["p50"] for m in MODES} for name in ("first_cpu_ms", "cpu_ms", "wall_ms"))
     return {
         "CPU time per request without counters over with": cpu["off"] / cpu["corrected"],
         "throughput of one caller with counters over without": wall["off"] / wall["corrected"],
         "all but the model with counters, p50, ms": figures["corrected"]["other_ms"]["p50"],
+        FIRST: first["off"] / first["corrected"],
     }
 
 
@@ -121,14 +128,14 @@ def _measured(rounds: int, trunk: AnyBackboneConfig) -> dict[str, Any]:
             for mode in MODES
         }
         bodies = []
-        for _ in range(200):
+        for user in range(BODIES):
             items = rng.choice(ITEMS, CANDIDATES, replace=False)
-            request = {"user_id": f"u{rng.integers(USERS)}", "candidates": [f"i{i}" for i in items]}
+            request = {"user_id": f"u{user % USERS}", "candidates": [f"i{i}" for i in items]}
             bodies.append(body_of({**request, "context": {"timestamp": now / 1e6}}, "v1"))
-        spent: dict[str, dict[str, list[float]]] = {m: {"cpu_ms": [], "wall_ms": [], "other_ms": []} for m in MODES}
+        spent: dict[str, dict[str, list[float]]] = {m: {f: [] for f in FIGURES} for m in MODES}
         stages: dict[str, dict[str, list[float]]] = {m: {} for m in MODES}
-        for number in range(WARM + rounds):
-            if number == WARM:
+        for number in range(BODIES + rounds):
+            if number == BODIES:
                 gc.collect()
                 gc.freeze()
             for mode in MODES if number % 2 else MODES[::-1]:
@@ -136,7 +143,8 @@ def _measured(rounds: int, trunk: AnyBackboneConfig) -> dict[str, Any]:
                 reply = services[mode].answer(bodies[number % len(bodies)], {})
                 cpu, wall = 1000 * (time.process_time() - used), 1000 * (time.perf_counter() - began)
                 assert reply.status == 200 and (mode == "off" or b'"counters":"used"' in reply.body), reply.body
-                if number < WARM:
+                if number < BODIES:
+                    spent[mode]["first_cpu_ms"].append(cpu)
                     continue
                 parts = (part.split(";dur=") for part in reply.headers["server-timing"].split(", "))
                 by_stage = {stage: float(value) for stage, value in parts}
