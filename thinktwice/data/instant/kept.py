@@ -208,9 +208,14 @@ class _Side:
         unknown = np.full((len(states), 1), np.nan, np.float32)
         rows = np.concatenate([values, unknown], axis=1).take(self._columns, axis=1)
         counters, of_slots = rows[:, : self.width], rows[:, self.width :]
-        times = np.stack([states["seen_at"], states["known_at"]], axis=1)
+        times = np.empty((len(states), 2), np.int64)
+        times[:, 0], times[:, 1] = states["seen_at"], states["known_at"]
         if keep:
-            self._by_content.put([self._place_of(content) for content in unique], bucket, counters, of_slots, times)
+            places = [self._place_of(content) for content in unique]
+            # One place as a number: an assignment to a list of one takes three times as long.
+            self._by_content.put(places if len(places) > 1 else places[0], bucket, counters, of_slots, times)
+        if len(contents) == 1:
+            return counters, of_slots, times
         of_request = [unique[content] for content in contents]
         return counters[of_request], of_slots[of_request], times[of_request]
 
@@ -245,6 +250,8 @@ class _Table:
             return self.of_slots.take(places, axis=0).take(columns, axis=1)
         return self.of_slots.take(places[:, None] * width + columns)
 
-    def put(self, places: Sequence[int] | Ints, bucket: int, counters: Floats, of_slots: Floats, times: Ints) -> None:
+    def put(
+        self, places: Sequence[int] | Ints | int, bucket: int, counters: Floats, of_slots: Floats, times: Ints
+    ) -> None:
         self.buckets[places], self.counters[places] = bucket, counters
         self.of_slots[places], self.times[places] = of_slots, times

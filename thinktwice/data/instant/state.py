@@ -12,12 +12,13 @@ A caller applies an outcome only after the instant at which it is known has pass
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from thinktwice.data.instant.definition import RECENT, RESIDUAL_BITS, Definition, Side
+from thinktwice.data.instant.definition import RECENT, RESIDUAL_BITS, Buckets, Definition, Side
 from thinktwice.data.instant.keys import Ints, key_hash, ties
 from thinktwice.data.instant.values import Floats, Sums, counters, log_rate, residuals, smoothed
 
@@ -276,16 +277,43 @@ def _windows(definition: Definition, states: State, instant: int) -> tuple[Ints,
         return np.zeros((len(states), 0), np.int64), np.zeros((len(states), 0))
     buckets = definition.buckets
     newest = states["newest"]
-    behind = instant // buckets.width - newest  # number of buckets from the newest one to that of the instant
-    behind = np.minimum(np.maximum(behind, -buckets.number), buckets.number).astype(np.int16)
-    back = (newest % buckets.number).astype(np.int16)[:, buckets.window] - buckets.place
-    back += (back < 0) * buckets.wrap  # number of buckets from each one to the newest one
-    inside = back < (buckets.number - behind)[:, buckets.window]
-    if behind.min(initial=0) < 0:  # the instant is before the newest outcome
-        inside &= back >= -behind[:, buckets.window]
+    if len(states) == 1:
+        (one,) = newest.tolist()
+        inside = _inside_of_one(
+            buckets,
+            tuple(
+                [
+                    min(max(instant // w.width - n, -w.buckets), w.buckets)
+                    for w, n in zip(definition.windows, one, strict=True)
+                ]
+            ),
+            tuple([n % w.buckets for w, n in zip(definition.windows, one, strict=True)]),
+        )
+    else:
+        behind = instant // buckets.width - newest  # number of buckets from the newest one to that of the instant
+        inside = _inside(buckets, np.minimum(np.maximum(behind, -buckets.number), buckets.number), newest)
     # Sums of buckets as products with a matrix of ones: whole numbers below 2**53 are exact.
     views, sums = ((states[name] * inside).astype(np.float64) for name in ("bucket_views", "bucket_sums"))
     return (views @ buckets.blocks).astype(np.int64), sums @ buckets.blocks
+
+
+def _inside(buckets: Buckets, behind: Ints, newest: Ints) -> npt.NDArray[np.bool_]:
+    """Which buckets [n, B] are in their window: of states with these newest buckets [n, W], that many ``behind`` [n, W] the instant."""
+    behind = behind.astype(np.int16)
+    back = (newest % buckets.number).astype(np.int16)[:, buckets.window] - buckets.place
+    back += (back < 0) * buckets.wrap  # number of buckets from each one to the newest one
+    inside: npt.NDArray[np.bool_] = back < (buckets.number - behind)[:, buckets.window]
+    if behind.min(initial=0) < 0:  # the instant is before the newest outcome
+        inside &= back >= -behind[:, buckets.window]
+    return inside
+
+
+@lru_cache(maxsize=1 << 13)
+def _inside_of_one(buckets: Buckets, behind: tuple[int, ...], newest: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Like :func:`_inside` of one state, whose newest buckets are given modulo their number: the same for many users of an hour."""
+    inside = _inside(buckets, np.array([behind]), np.array([newest]))
+    inside.flags.writeable = False
+    return inside
 
 
 def _last(definition: Definition, side: Side, states: State) -> Floats:
