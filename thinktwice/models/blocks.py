@@ -33,7 +33,8 @@ def padded(value: torch.Tensor, rows: int) -> torch.Tensor:
     if missing == 0:
         return value
     if value.shape[0] == 1 or value.stride(0) == 0:
-        return value[:1].expand(rows, *value.shape[1:]).contiguous()
+        one = value if value.shape[0] == 1 else value[:1]
+        return one.expand(rows, *value.shape[1:]).contiguous()
     return torch.cat([value, value.new_zeros((missing, *value.shape[1:]))])
 
 
@@ -67,6 +68,8 @@ def in_blocks(
     if total in sizes:
         return call(*parts)
     for start, size in blocks_of(total, sizes):
+        if size >= total:  # one block: nothing is cut
+            return call(*(padded(p, size) for p in parts))[:total]
         block = [padded(p[start : start + size], size) for p in parts]
         out.append(call(*block)[: total - start])
     return out[0] if len(out) == 1 else torch.cat(out)

@@ -9,6 +9,7 @@ Shapes: B rows, N fields, C of them columns, D = dim + 1 numbers per field, at m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -268,9 +269,16 @@ class _Counted:
 def sums(table: Tensor, index: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sums [B, W] of the rows of table [rows, W] at index [B, C], each times its weight; the bare operation, without the checks of its
     wrapper."""
-    starts = torch.arange(0, index.numel(), index.shape[1])
+    starts = _starts(*index.shape)
     factors = None if weights is None else weights.reshape(-1)
     return torch.embedding_bag(table, index.reshape(-1), starts, False, 0, False, factors)[0]
+
+
+@lru_cache(maxsize=128)
+def _starts(rows: int, length: int) -> Tensor:
+    """First places [B] of the bags of an index [B, length]: every request needs them, few sizes are usual."""
+    with torch.inference_mode(False):  # usable in both modes
+        return torch.arange(0, rows * length, length)
 
 
 def aligned(width: int) -> int:
