@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from thinktwice.files import atomic_file
-from thinktwice.pages.charts import Mark, Series, line_chart
+from thinktwice.pages.charts import Mark, Series, dot_chart, line_chart
 from thinktwice.pages.drawing import picture
 
 COLORS = {"fixed": "#30343b", "group_sequential": "#2f7d4f", "sequence": "#3b6fd4"}
@@ -68,12 +68,11 @@ def _false(result: dict[str, Any]) -> str:
     scenarios = result["false_positives"]["scenarios"]
     names = [n for n in next(iter(scenarios.values())) if not n.startswith("rows")]
     series = [
-        Series(scenario, color, [Mark(i, 100 * rates[n], tip=f"{n}: {rates[n]:.2%}") for i, n in enumerate(names)])
+        Series(scenario, color, [Mark(100 * rates[n], i, tip=f"{n}: {rates[n]:.2%}") for i, n in enumerate(names)])
         for (scenario, rates), color in zip(scenarios.items(), ("#3b6fd4", "#c2571a"), strict=True)
     ]
-    chart = line_chart(
-        series, x_label="metric: method", y_label="false positives, %", categories=names, width=900, height=420
-    )
+    rows = [(method, metric) for metric, _, method in (name.rpartition(": ") for name in names)]
+    chart = dot_chart(rows, series, x_label="false positives, %", zero=True, width=760, row_height=44)
     return picture([chart], [(s.name, s.color) for s in series])
 
 

@@ -17,7 +17,7 @@ from tests.pages.samples import PAGES, Texts
 from thinktwice.pages.charts import Mark, Series, dot_chart, line_chart
 from thinktwice.pages.charts_bars import bars, timeline_chart
 from thinktwice.pages.charts_scatter import Point, scatter_chart
-from thinktwice.pages.drawing import picture
+from thinktwice.pages.drawing import Drawing, picture, text
 from thinktwice.pages.templates import KIT, render, visible
 
 VOID = {"meta", "br", "link", "img", "input"}
@@ -163,3 +163,16 @@ def test_only_markup_of_the_kit_is_markup(tmp_path: Path) -> None:
     shown = render(tmp_path, "page.html", text="<b>\x07", drawing=drawing, number=1.5)
     text, svg, number = shown.split("|")
     assert text == "&lt;b&gt;\\x07" and svg.startswith("<svg") and number == "1.5"
+
+
+@given(st.lists(st.text("abcdefgh ", min_size=1, max_size=40), min_size=1, max_size=12))
+def test_a_legend_stays_inside_its_picture_and_above_the_drawings(names: list[str]) -> None:
+    drawing = Drawing(400, 50, "", [text(0, 10, "drawing", "start", "#111111")])
+    root = ET.fromstring(picture([drawing], [(name, "#111111") for name in names]))
+    circles = [one for one in root.iter() if one.tag.endswith("circle")]
+    assert len(circles) == len(names)
+    assert all(float(one.attrib["cx"]) < 400 for one in circles)
+    (below,) = [
+        one.attrib["transform"] for one in root.iter() if one.attrib.get("transform", "").startswith("translate(0")
+    ]
+    assert max(float(one.attrib["cy"]) for one in circles) < float(below.split()[1].rstrip(")"))

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from thinktwice.pages.templates import KIT, render
 
 GRID, INK, FAINT, AXIS = "#e6e8ec", "#30343b", "#7a818c", "#9aa1ac"
+LEGEND_ROW = 18.0  # of a legend that needs more than one
 LEGEND_HEIGHT = 30.0
 CHARACTER = 6.4  # mean width of a character at the size of the charts
 
@@ -44,12 +45,13 @@ class Drawing:
 
 def picture(panels: Sequence[Drawing], names: Sequence[tuple[str, str]] = ()) -> str:
     """A standalone SVG file: drawings of equal width below one another, with (name, color) as a legend on top."""
-    at = LEGEND_HEIGHT if names else 0.0
-    shapes = legend_shapes(names, 12, 18)
+    width = max(p.width for p in panels)
+    shapes, rows = legend_shapes(names, 12, 18, width)
+    at = LEGEND_HEIGHT + (rows - 1) * LEGEND_ROW if names else 0.0
     for panel in panels:
         shapes.append(shape("g", transform=f"translate(0 {at:.0f})", inside=tuple(panel.shapes)))
         at += panel.height + 10
-    combined = Drawing(max(p.width for p in panels), at, "; ".join(p.label for p in panels), shapes)
+    combined = Drawing(width, at, "; ".join(p.label for p in panels), shapes)
     return str(render(KIT, "picture.svg", drawing=combined))
 
 
@@ -106,10 +108,13 @@ def group(tip: str, *inside: Shape) -> Shape:
     return shape("g", tip=tip, inside=inside)
 
 
-def legend_shapes(names: Sequence[tuple[str, str]], x: float, y: float) -> list[Shape]:
-    """(name, color) in a row."""
-    out = []
+def legend_shapes(names: Sequence[tuple[str, str]], left: float, y: float, width: float) -> tuple[list[Shape], int]:
+    """(name, color) side by side, in as many rows as the width needs; and the number of rows."""
+    out, x, rows = list[Shape](), left, 1
     for name, color in names:
+        taken = 30 + CHARACTER * len(name)
+        if x > left and x + taken > width:
+            x, y, rows = left, y + LEGEND_ROW, rows + 1
         out += [shape("circle", cx=x, cy=y - 4, r=4.0, fill=color), text(x + 9, y, name, "start", color)]
-        x += 30 + CHARACTER * len(name)
-    return out
+        x += taken
+    return out, rows
