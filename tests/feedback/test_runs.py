@@ -24,7 +24,7 @@ from tests.experiment.files import experiment, repeatable
 from tests.experiment.growing import SETTLE, START, Growing
 from tests.experiment.logs import T0, random_world
 from thinktwice.data.outcome_log import LOG, write_outcome_log
-from thinktwice.experiment import exposures
+from thinktwice.experiment import batches, exposures
 from thinktwice.experiment.assignment import layout_of
 from thinktwice.experiment.closing import ROWS
 from thinktwice.experiment.exposures import (
@@ -165,14 +165,21 @@ EVENTS = ["", "", "", "killed", "damaged", "a part is lost"]
     st.sampled_from([0.0, 0.02, 0.3]),
     st.lists(st.tuples(st.integers(20, 900), st.sampled_from(EVENTS)), min_size=2, max_size=4),
     st.sampled_from([1, 25]),
+    st.sampled_from([10, 40, batches.ROWS]),
 )
 def test_any_runs_equal_one(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, late: float, steps: list[tuple[int, str]], sealed: int
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    late: float,
+    steps: list[tuple[int, str]],
+    sealed: int,
+    rows: int,
 ) -> None:
     shop = Shop(tmp_path_factory.mktemp("runs"), seed, late, 60)
     with pytest.MonkeyPatch.context() as patch, shared_engine(shop.folder):
         patch.setattr(exposures, "GRACE", timedelta(seconds=150))
         patch.setattr(exposures, "SEALED", sealed)
+        patch.setattr(batches, "ROWS", rows)
         ran = False
         for seconds, event in [*steps, (3000, "")]:
             shop.goes_on(seconds)
@@ -211,3 +218,28 @@ def test_a_run_reads_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not collected.from_start and not joined.from_start
     assert inodes[0] == inodes[1]
     assert 0 < num_rows(tmp_path / "exposures" / KEPT / ROWS) < sum(map(num_rows, shop.sources.logs.predictions)) / 2
+
+
+def test_a_first_run_over_large_logs_reads_them_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exposures, "GRACE", timedelta(seconds=150))
+    monkeypatch.setattr(exposures, "SEALED", 1)
+    shop, ran = Shop(tmp_path, 5, 0.0, 60), []
+    collect = exposures._collect
+
+    def collected_now(logs: Any, layout: Any, folder: Path, before: Path | None, *rest: Any) -> Collected:
+        ran.append((len(logs.access), len(logs.predictions), before is None))
+        return collect(logs, layout, folder, before, *rest)
+
+    monkeypatch.setattr(exposures, "_collect", collected_now)
+    with shared_engine(tmp_path):
+        for _ in range(4):
+            shop.goes_on(200)
+        monkeypatch.setattr(batches, "ROWS", sum(map(num_rows, shop.sources.logs.predictions)) // 4)
+        collected, joined = shop.run()
+        assert shop.found(collected, joined) == shop.whole()
+    shop.close()
+    assert collected.from_start and collected.sealed > 1
+    parts = [part for _, part, _ in ran]
+    assert len(ran) > 2 and parts == sorted(set(parts)) and parts[-1] == len(shop.sources.logs.predictions)
+    assert [first for *_, first in ran] == [True] + [False] * (len(ran) - 1)
+    assert not [path for path in (tmp_path / "exposures").iterdir() if path.name.startswith(".batches")]

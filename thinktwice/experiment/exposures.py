@@ -26,6 +26,7 @@ from pydantic import AwareDatetime, ValidationError
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.added_counts import SEEN_COLUMNS, added, with_units
 from thinktwice.experiment.assignment import BucketLayout, layout_of
+from thinktwice.experiment.batches import in_batches
 from thinktwice.experiment.closing import (
     GRACE,
     LINES,
@@ -166,14 +167,18 @@ def collect_exposures(
     with atomic_dir(out) as folder:
         if kept is not None:
             try:
-                return _collect(logs, layout, folder, out, kept, watermark, memory)
+                return _collect_batches(logs, layout, folder, out, kept, watermark, memory)
             except StartOverError:
                 _empty(folder)
         state = _State(
             key=sha256_text(repr(layout)), generation=uuid.uuid4().hex, watermark=watermark, access={}, parts={},
             user_ids="raw", counts=None, closed=0, sealed=0, files={},
         )  # fmt: skip
-        done = _collect(logs, layout, folder, None, state, watermark, memory)
+        try:
+            done = _collect_batches(logs, layout, folder, None, state, watermark, memory)
+        except StartOverError:  # times of the logs are out of order
+            _empty(folder)
+            done = _collect(logs, layout, folder, None, state, watermark, memory)
         if broken:
             done = done.model_copy(update={"damaged": len(broken), "set_aside": None if aside is None else str(aside)})
             _write_collected(done, folder)
@@ -222,6 +227,38 @@ def _read(out: Path, key: str, watermark: datetime) -> tuple[_State | None, tupl
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         shutil.rmtree(path)
+
+
+def _collect_batches(
+    logs: Logs,
+    layout: BucketLayout,
+    folder: Path,
+    before: Path | None,
+    state: _State,
+    watermark: datetime,
+    memory: str,
+) -> Collected:
+    """:func:`_collect`, batch by batch where much is new."""
+    scratch, last = folder / ".batches", before
+    for number, batch in enumerate(in_batches(logs, state.access, state.parts, watermark)):
+        if batch.watermark == watermark:
+            done = _collect(logs, layout, folder, last, state, watermark, memory)
+            break
+        if batch.watermark <= state.watermark and last is not None:
+            continue  # something late is new; it is joined with what follows
+        step = scratch / str(number)
+        step.mkdir(parents=True)
+        _collect(batch.logs, layout, step, last, state, batch.watermark, memory)
+        found = read_state(step / KEPT / STATE, _State)
+        assert found is not None
+        if number > 0:
+            shutil.rmtree(scratch / str(number - 1), ignore_errors=True)
+        last, state = step, found
+    shutil.rmtree(scratch, ignore_errors=True)
+    if before is None and not done.from_start:
+        done = done.model_copy(update={"from_start": True})
+        _write_collected(done, folder)
+    return done
 
 
 def _collect(
