@@ -6,18 +6,20 @@ import math
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from thinktwice.data.crosses import CrossIndex, pair_counts
 from thinktwice.data.encoded import Batch, EncodedRows
+from thinktwice.data.encoder_file import ENCODER_FILE as ENCODER_FILE
+from thinktwice.data.encoder_file import FORMAT, EncoderFile
+from thinktwice.data.list_columns import encode_lists, stack_vectors, with_shares
 from thinktwice.data.sides import Side, join
 from thinktwice.data.training_set_info import CutVocabulary
 from thinktwice.data.vocabulary import NULL as NULL
@@ -29,12 +31,6 @@ from thinktwice.schema import EVENT_TIME, LABEL, Cross, LogField, LogSchema, Mod
 from thinktwice.schema.fields import ROW_WEIGHT, fields_of_rows
 from thinktwice.schema.numbers import borders, number, numbers
 from thinktwice.schema.values import as_series, spell, spelled
-from thinktwice.schema.weights import read_weights, row_shares, uneven
-
-ENCODER_FILE = "encoder.json"
-#: Files without a format number have format 1: float32 values of their logs were widened to float64 before spelling and
-#: binning.
-FORMAT = 2
 
 
 def canonical(value: Any) -> str:
@@ -203,10 +199,10 @@ class Encoder:
         sequences, weights = {}, {}
         for f in self.sequences:
             given = table[f.weights] if f.weights else None
-            sequences[f.name], of_elements = self._encode_sequence(f, table[f.name], given)
+            sequences[f.name], of_elements = self._encode_list(f, table[f.name], given)
             if of_elements is not None:
                 weights[f.name] = of_elements
-        vectors = {f.name: _stack_vectors(as_series(table[f.name]), f.dim) for f in self.vectors}
+        vectors = {f.name: stack_vectors(as_series(table[f.name]), f.dim) for f in self.vectors}
         label = as_series(table[LABEL]).to_numpy().astype(np.float32) if LABEL in table.column_names else None
         time = as_series(table[EVENT_TIME]).dt.epoch("us") if EVENT_TIME in table.column_names else None
         weight = as_series(table[ROW_WEIGHT]).to_numpy() if ROW_WEIGHT in table.column_names else None
@@ -327,7 +323,7 @@ class Encoder:
                 if i and weight > 0 and position < f.length:
                     block[r, position], given[r, position] = i, weight
                     position += 1
-        return _with_shares(block, given)
+        return with_shares(block, given)
 
     def join(self, shared: Side, own: Side) -> Batch:
         """The batch of n rows: the one row of ``shared`` joined with each of the n rows of ``own``, which together have all fields."""
@@ -367,7 +363,7 @@ class Encoder:
                 raise BundleError(
                     f"encoder in {folder} is of format {written!r}, this version reads 1 and {FORMAT}: upgrade"
                 )
-            content = _EncoderFile.model_validate(value)
+            content = EncoderFile.model_validate(value)
         except (OSError, ValueError) as error:
             raise BundleError(f"{folder / ENCODER_FILE} cannot be read ({reason(error)}): build it again") from error
         try:
@@ -399,35 +395,10 @@ class Encoder:
         index[np.isnan(values)] = 0
         return index.astype(np.int32)
 
-    def _encode_sequence(
+    def _encode_list(
         self, f: ModelField, column: pa.ChunkedArray, weights: pa.ChunkedArray | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Indices [R, L] of the elements of a list and, with ``weights``, their weights [R, L]. Elements that are unknown, missing or
-        of weight 0 are left out."""
-        out = np.zeros((len(column), f.length), np.int32)
-        given = None if weights is None else np.zeros((len(column), f.length))
-        rows = pl.DataFrame({"row": np.arange(len(column)), "value": as_series(column)})
-        if weights is not None:
-            rows = rows.with_columns(_full_weights(f, rows["value"].list.len().fill_null(0), weights).alias("weight"))
-        flat = rows.explode(*rows.columns[1:], empty_as_null=True, keep_nulls=True).drop_nulls("value")
-        words = spelled(self.widened(flat["value"].to_arrow()))
-        flat = flat.with_columns(words.alias("value")).drop_nulls("value")
-        if flat.height == 0:
-            return out, None if given is None else given.astype(np.float32)
-        if given is None:  # cut as a log is: to the newest values that are not missing, known or not
-            flat = flat.filter(_places(flat["row"].to_numpy()) < f.length)
-        index = self._lookup(f.of, flat["value"])
-        known = index > 0
-        if given is not None:
-            known &= flat["weight"].to_numpy() > 0
-        row, index = flat["row"].to_numpy()[known], index[known]
-        position = _places(row)
-        keep = position < f.length
-        out[row[keep], position[keep]] = index[keep]
-        if given is None:
-            return out, None
-        given[row[keep], position[keep]] = flat["weight"].to_numpy()[known][keep]
-        return _with_shares(out, given)
+        return encode_lists(f, column, weights, self.widened, lambda values: self._lookup(f.of, values))
 
     def _hash_users(self, table: pa.Table) -> np.ndarray:
         if self.user_key is None or self.user_key not in table.column_names:
@@ -441,48 +412,6 @@ class Encoder:
         return joined["hash"].to_numpy().astype(np.int64)
 
 
-class _EncoderFile(BaseModel):
-    """Content of ``encoder.json``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    format: Annotated[int, Field(ge=1, le=FORMAT, strict=True)] = 1
-    fields: tuple[ModelField, ...]
-    user_key: str | None
-    vocabulary_fields: tuple[str, ...]
-    bounds: dict[str, tuple[float, ...]]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> _EncoderFile:
-        names = [f.name for f in self.fields]
-        if len(set(names)) < len(names):
-            raise ValueError("two fields have the same name")
-        kinds = {kind: [f.name for f in self.fields if f.kind == kind] for kind in ("categorical", "numeric")}
-        lists = [f.name for f in self.fields if f.has_own_values]
-        if sorted(self.vocabulary_fields) != sorted([*kinds["categorical"], *lists]):
-            raise ValueError("'vocabulary_fields' does not name the categorical fields")
-        if sorted(self.bounds) != sorted(kinds["numeric"]):
-            raise ValueError("'bounds' does not name the numeric fields")
-        if invalid := [f.name for f in self.fields if f.kind == "sequence" and f.of not in self.vocabulary_fields]:
-            raise ValueError(f"sequence {invalid[0]!r} contains values of a field without a vocabulary")
-        if invalid := [f.name for f in self.fields if f.kind == "weights" or (f.weights and not f.has_own_values)]:
-            raise ValueError(f"{invalid[0]!r} is not a list that may have weights")
-        columns = {f.name for f in self.fields if f.kind == "categorical" and not f.crossed}
-        if invalid := [f.name for f in self.fields if (f.origin == "cross") != bool(f.crossed)]:
-            raise ValueError(f"{invalid[0]!r} is a cross without two fields")
-        if invalid := [f.name for f in self.fields if not columns.issuperset(f.crossed)]:
-            raise ValueError(f"{invalid[0]!r} is a cross of fields that are not categorical")
-        if invalid := [n for n, b in self.bounds.items() if any(high <= low for low, high in pairwise(b))]:
-            raise ValueError(f"the bounds of {invalid[0]!r} are not ascending")
-        return self
-
-
-def _places(row: np.ndarray) -> np.ndarray:
-    """The place [E] of each element among those of the same row; ``row`` [E] ascends."""
-    starts = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.zeros(0, np.int64)
-    return np.arange(len(row)) - np.repeat(starts, np.diff(np.r_[starts, len(row)]))
-
-
 def _bounds(values: np.ndarray, field: LogField | Cross | None, buckets: int) -> np.ndarray:
     """Bucket bounds of a numeric field: given, of equal width on a logarithmic scale, or of quantiles."""
     if not isinstance(field, LogField):
@@ -494,38 +423,3 @@ def _bounds(values: np.ndarray, field: LogField | Cross | None, buckets: int) ->
     low, high = (float(np.sign(v) * np.log1p(abs(v))) for v in (values.min(), values.max()))
     steps = np.linspace(low, high, buckets + 1)[1:-1]
     return np.unique(np.sign(steps) * np.expm1(np.abs(steps)))
-
-
-def _with_shares(index: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices [n, L] and their weights [n, L], scaled; an element whose weight is too small beside the largest is padding."""
-    shares = row_shares(weights)
-    index[shares == 0] = 0
-    return index, shares
-
-
-def _full_weights(f: ModelField, lengths: pl.Series, weights: pa.ChunkedArray) -> pl.Series:
-    """The weights [R] of lists with these ``lengths`` [R]; ones where a row has none.
-
-    Raises:
-        DataError: a row has another number of weights than of elements, or a weight that is no number of at least 0.
-    """
-    given = read_weights(weights)
-    element = pl.element()
-    wrong = given.list.eval((element < 0) | element.is_null()).list.any().fill_null(False) | uneven(lengths, given)
-    if wrong.any():
-        row = int(wrong.arg_max() or 0)
-        raise DataError(
-            f"row {row}: {f.weights!r} is {given[row].to_list()} for {lengths[row]} elements of {f.name!r}: give one number of at least 0 "
-            "for each element, or none"
-        )
-    ones = pl.select(pl.lit(1.0).repeat_by(pl.lit(lengths))).to_series()
-    return given.zip_with(given.is_not_null(), ones)
-
-
-def _stack_vectors(column: pl.Series, dim: int) -> np.ndarray:
-    out = np.full((len(column), dim), np.nan, np.float32)
-    present = (column.is_not_null() & (column.list.len() == dim)).to_numpy()
-    if present.any():
-        flat = column.filter(pl.Series(present)).explode(empty_as_null=True, keep_nulls=True)
-        out[present] = flat.cast(pl.Float32).to_numpy().reshape(-1, dim)
-    return out
