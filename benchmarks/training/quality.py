@@ -39,7 +39,7 @@ SCORES = ("benchmarks/training/quality.py", "benchmarks/training/data.py")
 OUR_CODE = code_of(
     *SCORES,
     "thinktwice/models/embedding.py",
-    "thinktwice/models/blocks.py",
+    "thinktwice/models/fm.py",
     *(f"thinktwice/models/{name}.py" for name in BACKBONES),
     "thinktwice/train/averaging.py",
     "thinktwice/train/loop.py",
