@@ -21,8 +21,9 @@ BOTH = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
-    """The handlers are as before, whatever happened."""
+def _handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The handlers are as before, whatever happened. A server that another test keeps running has a block of its own."""
+    monkeypatch.setattr(interrupts, "_active", None)
     before = [signal.getsignal(number) for number in BOTH]
     yield
     assert [signal.getsignal(number) for number in BOTH] == before
